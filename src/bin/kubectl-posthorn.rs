@@ -1,0 +1,3 @@
+//! `kubectl posthorn`: look at Webhooks and have them verified.
+
+fn main() {}

@@ -1,0 +1,41 @@
+//! The `posthorn` binary: every role is a subcommand.
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Print the CustomResourceDefinitions as YAML.
+    Crds {
+        /// Write one file per kind into this folder instead.
+        #[arg(long)]
+        output: Option<std::path::PathBuf>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().role {
+        Role::Crds { output } => print_crds(output.as_deref()),
+    }
+}
+
+fn print_crds(output: Option<&std::path::Path>) -> anyhow::Result<()> {
+    use anyhow::Context;
+    for crd in posthorn::api::crds::all()? {
+        let yaml = posthorn::api::crds::to_yaml(&crd)?;
+        match output {
+            None => print!("---\n{yaml}"),
+            Some(folder) => {
+                let path = folder.join(format!("{}.yaml", crd.spec.names.plural));
+                std::fs::write(&path, yaml).with_context(|| format!("cannot write {}", path.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
