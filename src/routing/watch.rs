@@ -1,0 +1,1 @@
+//! Brings the cluster's state into the index.
