@@ -10,11 +10,9 @@ use k8s_openapi::jiff::Timestamp;
 use super::pattern::EventPattern;
 use crate::api::{
     Subscription, Webhook,
+    subscription_rules::{self, SubscriptionError},
     webhook::{Dialect, Scheme, VerificationMethod, VerificationState, WebhookSpec},
 };
-
-/// Characters of a user's text that an error repeats at most.
-const QUOTE_CHARS_MAX: usize = 64;
 
 /// A Webhook in the index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,12 +149,9 @@ pub enum CompileError {
     /// The port is none.
     #[error("spec.serviceRef.port is {0}. It must be from 1 to 65535")]
     ServicePort(i32),
-    /// An entry of `events` that is no pattern.
-    #[error("spec.events has the entry {0:?}. Write an event type, a prefix such as order.*, or *")]
-    Event(String),
-    /// `start` is neither a word nor a time.
-    #[error("spec.start is {0:?}. Write Verification, Now, Earliest or a time such as 2026-11-23T12:00:00Z")]
-    Start(String),
+    /// The Subscription breaks a rule of its schema: it may be older than the rule.
+    #[error(transparent)]
+    Subscription(#[from] SubscriptionError),
 }
 
 /// What the API server says of every object, and the index needs.
@@ -211,6 +206,7 @@ pub(super) fn compile_subscription(
     subscription: &Subscription,
 ) -> Result<SubscriptionEntry, CompileError> {
     let spec = &subscription.spec;
+    subscription_rules::check(spec)?;
     let created = subscription.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     Ok(SubscriptionEntry {
         name: Arc::clone(&id.name),
@@ -221,8 +217,9 @@ pub(super) fn compile_subscription(
         events: spec
             .events
             .iter()
-            .map(|text| EventPattern::parse(text).ok_or_else(|| CompileError::Event(quote(text))))
-            .collect::<Result<_, _>>()?,
+            // The check above refused what is no pattern.
+            .filter_map(|text| EventPattern::parse(text))
+            .collect(),
         source: spec.source.as_deref().map(Into::into),
         start: start(spec.start.as_deref())?,
         suspended: spec.suspend.unwrap_or(false),
@@ -234,10 +231,6 @@ fn start(text: Option<&str>) -> Result<Start, CompileError> {
         None | Some("Verification") => Ok(Start::Verification),
         Some("Now") => Ok(Start::Now),
         Some("Earliest") => Ok(Start::Earliest),
-        Some(time) => time.parse().map(Start::At).map_err(|_| CompileError::Start(quote(time))),
+        Some(time) => time.parse().map(Start::At).map_err(|_| SubscriptionError::BadStart.into()),
     }
-}
-
-fn quote(text: &str) -> String {
-    text.chars().take(QUOTE_CHARS_MAX).collect()
 }

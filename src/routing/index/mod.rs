@@ -304,7 +304,8 @@ impl Index {
         let namespace_slot = self.namespaces.entry(Arc::clone(&namespace)).or_default();
         let ours = namespace_slot.is_ours();
         let objects = objects(namespace_slot);
-        let changed = objects.get(&name).is_none_or(|old| !old.same_to_followers(&new));
+        // Removed first, so that key and entry share the new name's text.
+        let changed = objects.remove(&name).is_none_or(|old| !old.same_to_followers(&new));
         if ours && changed {
             let key = ObjectKey { kind, namespace, name: Arc::clone(&name) };
             self.feed.record(key, Arc::clone(&new.uid), new.state());
