@@ -9,4 +9,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test that fails should panic")]
 
 mod admission;
+mod pods;
+mod pool;
+mod rights;
+mod subscription;
 mod support;
+mod verification;

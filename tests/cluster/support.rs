@@ -16,7 +16,7 @@ use kube::{
     core::{DynamicObject, GroupVersionKind, NamespaceResourceScope},
     discovery,
 };
-use posthorn::api::{ConditionType, Webhook, condition};
+use posthorn::api::{ConditionType, RELOAD_ANNOTATION, Webhook, condition};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -162,9 +162,33 @@ impl Scope {
         .await
     }
 
+    /// Has Posthorn read the Secrets of the Webhook again at once.
+    pub async fn reload(&self, webhook: &str, value: &str) {
+        let patch = serde_json::json!({"metadata": {"annotations": {RELOAD_ANNOTATION: value}}});
+        self.api::<Webhook>().patch(webhook, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    }
+
+    /// Starts the receiver with a certificate from a Secret.
+    pub async fn start_inbox_with_tls(&self, secret: &str) {
+        let mut documents = documents(&inbox_manifest(&["--tls-cert", "/tls/tls.crt", "--tls-key", "/tls/tls.key"]));
+        let pod = &mut documents[0]["spec"]["template"]["spec"];
+        pod["volumes"] = serde_json::json!([{"name": "tls", "secret": {"secretName": secret}}]);
+        pod["containers"][0]["volumeMounts"] =
+            serde_json::json!([{"name": "tls", "mountPath": "/tls", "readOnly": true}]);
+        pod["containers"][0]["readinessProbe"]["httpGet"]["scheme"] = "HTTPS".into();
+        for document in documents {
+            self.apply_one(document).await.unwrap();
+        }
+        self.inbox_available().await;
+    }
+
     /// Starts the project's own receiver as Deployment and Service `inbox`.
     pub async fn start_inbox(&self, arguments: &[&str]) {
         self.apply(&inbox_manifest(arguments)).await;
+        self.inbox_available().await;
+    }
+
+    async fn inbox_available(&self) {
         self.wait::<k8s_openapi::api::apps::v1::Deployment>("inbox", "available", |d| {
             d.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0) > 0
         })
