@@ -4,5 +4,7 @@
 //! lower ones; `tests/it/tidy.rs` holds that.
 
 pub mod api;
+pub mod egress;
+pub mod policy;
 pub mod runtime;
 pub mod wire;
