@@ -3,7 +3,11 @@
 //! `ARCHITECTURE.md` has the map. Modules have levels and import only from
 //! lower ones; `tests/it/tidy.rs` holds that.
 
+pub mod access;
 pub mod api;
+pub mod delivery;
+pub mod egress;
+pub mod policy;
 pub mod routing;
 pub mod runtime;
 pub mod wire;

@@ -39,6 +39,15 @@ impl SharedIndex {
         look(&self.index.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Waits until every kind has been listed at least once.
+    pub async fn until_synced(&self) {
+        let mut revision = self.revision.subscribe();
+        while !self.read(Index::synced) {
+            // The sender lives as long as self. The last listing to end is news.
+            revision.changed().await.ok();
+        }
+    }
+
     /// The feed's answer to a follower: at once if there is news, else when there
     /// is, or when `give_up` ends.
     pub async fn page_or_wait(&self, query: &FeedQuery, give_up: impl Future<Output = ()>) -> FeedPage {
