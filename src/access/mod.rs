@@ -124,11 +124,12 @@ impl Access {
     pub async fn check(&self, token: &SecretString, now: Timestamp) -> Result<(), AccessError> {
         let expires = claims::screen(token.expose(), &self.inner.allowed, now)?;
         let hash: TokenHash = Sha256::digest(token.expose()).into();
-        let reviewing = match self.inner.cache().lookup(&hash, now) {
-            Lookup::Decided(verdict) => return verdict.into_result(),
-            Lookup::Undecided => self.start_review(hash, token.clone(), expires, now),
-        };
-        match reviewing.await {
+        // A statement of its own: in a match the lock would be held throughout.
+        let known = self.inner.cache().lookup(&hash, now);
+        if let Lookup::Decided(verdict) = known {
+            return verdict.into_result();
+        }
+        match self.start_review(hash, token.clone(), expires, now).await {
             Ok(verdict) => verdict.into_result(),
             Err(error) if self.inner.cache().has_grace(&hash, now) => {
                 tracing::debug!(%error, "a caller is let in that the API server knew lately");

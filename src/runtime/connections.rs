@@ -137,3 +137,91 @@ async fn serve_connection(
         tracing::debug!(%error, "a connection ended early");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::Notify,
+    };
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+
+    struct Server {
+        address: std::net::SocketAddr,
+        shutdown: CancellationToken,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    async fn start(router: Router, connections_max: usize, grace: Duration) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let options = ServerOptions { transport: Transport::Plain, connections_max, grace };
+        let task = tokio::spawn(serve_router(listener, router, options, shutdown.clone()));
+        Server { address, shutdown, task }
+    }
+
+    async fn exchange(mut stream: TcpStream, request: &[u8]) -> String {
+        stream.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_beyond_the_cap_waits_for_its_turn() {
+        let (entered, mut order) = tokio::sync::mpsc::unbounded_channel();
+        let handler = async move |uri: http::Uri| entered.send(uri.path().to_owned()).unwrap();
+        let server = start(Router::new().fallback(handler), 1, Duration::ZERO).await;
+        let first = TcpStream::connect(server.address).await.unwrap();
+        let second = TcpStream::connect(server.address).await.unwrap();
+        let late = tokio::spawn(exchange(second, b"GET /second HTTP/1.1\r\nconnection: close\r\n\r\n"));
+        tokio::task::yield_now().await;
+        exchange(first, b"GET /first HTTP/1.1\r\nconnection: close\r\n\r\n").await;
+        late.await.unwrap();
+        assert_eq!([order.recv().await.unwrap(), order.recv().await.unwrap()], ["/first", "/second"]);
+    }
+
+    #[tokio::test]
+    async fn headers_beyond_the_limit_are_refused() {
+        let server = start(Router::new().route("/", get(async || "hi")), 8, Duration::ZERO).await;
+        let check = async |bytes: usize, expected: &str| {
+            let request = format!("GET / HTTP/1.1\r\nconnection: close\r\na: {}\r\n\r\n", "x".repeat(bytes));
+            let stream = TcpStream::connect(server.address).await.unwrap();
+            let answer = exchange(stream, request.as_bytes()).await;
+            assert!(answer.starts_with(expected), "{answer}");
+        };
+        check(HEADER_BYTES_MAX - 1_000, "HTTP/1.1 200").await;
+        check(HEADER_BYTES_MAX + 1, "HTTP/1.1 431").await;
+    }
+
+    #[tokio::test]
+    async fn a_request_under_way_ends_after_the_shutdown_and_one_that_hangs_is_cut_off() {
+        let (arrived, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (seen, wait) = (Arc::clone(&arrived), Arc::clone(&go_on));
+        let handler = get(async move || {
+            seen.notify_one();
+            wait.notified().await;
+            "done"
+        });
+        let router = Router::new().route("/", handler);
+        let ends = start(router.clone(), 8, Duration::from_secs(60)).await;
+        let answer = tokio::spawn(exchange(TcpStream::connect(ends.address).await.unwrap(), REQUEST));
+        arrived.notified().await;
+        ends.shutdown.cancel();
+        go_on.notify_one();
+        assert!(answer.await.unwrap().ends_with("done"));
+        ends.task.await.unwrap();
+
+        let hangs = start(router, 8, Duration::from_millis(1)).await;
+        let answer = tokio::spawn(exchange(TcpStream::connect(hangs.address).await.unwrap(), REQUEST));
+        arrived.notified().await;
+        hangs.shutdown.cancel();
+        hangs.task.await.unwrap();
+        assert_eq!(answer.await.unwrap(), "");
+    }
+}

@@ -182,7 +182,8 @@ mod tests {
         fs::copy(other.path().join("tls.key"), folder.path().join("tls.key")).unwrap();
         let load = || TlsFiles { folder: folder.path().to_owned(), loaded: None }.load_if_changed();
         assert!(matches!(load(), Err(TlsFilesError::Pair { .. })));
-        let fill = |bytes: u64| fs::write(folder.path().join("tls.key"), vec![b'x'; usize::try_from(bytes).unwrap()]).unwrap();
+        let fill =
+            |bytes: u64| fs::write(folder.path().join("tls.key"), vec![b'x'; usize::try_from(bytes).unwrap()]).unwrap();
         fill(FILE_BYTES_MAX);
         assert!(matches!(load(), Err(TlsFilesError::Pem { .. })));
         fill(FILE_BYTES_MAX + 1);

@@ -3,5 +3,11 @@
 #![allow(missing_docs, unreachable_pub, reason = "tests are named as sentences, and nobody links them")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test that fails should panic")]
 
+mod access;
 mod crds;
+mod fake_api;
+mod feed;
+mod index;
+mod internal_api;
 mod tidy;
+mod watch;
