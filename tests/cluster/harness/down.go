@@ -58,16 +58,16 @@ func (c *Cluster) remove(ctx context.Context) error {
 	return nil
 }
 
-// endComponents ends each process with our mark. The kubelet and containerd end with the others, before
+// endComponents kills each process with our mark: the kubelet and containerd end with the others, before
 // the containers, which they would start again.
 func (c *Cluster) endComponents() error {
-	// A second look finds shims that containerd started while it was told to end.
+	// A second look finds shims that containerd started in the meantime.
 	for round := 0; round < 2; round++ {
 		pids, err := c.owned()
 		if err != nil {
 			return err
 		}
-		if err := endProcesses(pids); err != nil {
+		if err := killProcesses(pids); err != nil {
 			return fmt.Errorf("end the components of cluster %s: %w", c.name, err)
 		}
 	}

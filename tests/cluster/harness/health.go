@@ -22,6 +22,8 @@ const (
 	readyTimeMax = 3 * time.Minute
 	// readyPollInterval is how often a component that starts is asked.
 	readyPollInterval = 100 * time.Millisecond
+	// startsMax is how often one command starts a component that ends again.
+	startsMax = 3
 	// healthBodyBytesMax bounds what is read of an answer that says what is wrong.
 	healthBodyBytesMax = 2048
 
@@ -142,7 +144,8 @@ func (c *Cluster) waitReady(ctx context.Context, component component) error {
 	err := poll(ctx, readyTimeMax, func() (bool, error) {
 		_, problem = c.state(ctx, component)
 		if errors.Is(problem, errNotRunning) {
-			return false, fmt.Errorf("%s ended; the end of %s:\n%s", component.name, c.logPath(component.name), c.logTail(component.name))
+			return false, fmt.Errorf("%s: %w; the end of %s:\n%s",
+				component.name, problem, c.logPath(component.name), c.logTail(component.name))
 		}
 		return problem == nil, nil
 	})
@@ -151,6 +154,21 @@ func (c *Cluster) waitReady(ctx context.Context, component component) error {
 			component.name, readyTimeMax, problem, c.logPath(component.name), c.logTail(component.name))
 	}
 	return err
+}
+
+// waitServing is waitReady for a component that may end while it starts: because what it relies on was
+// not there yet, or because it was being killed when this command looked at it.
+func (c *Cluster) waitServing(ctx context.Context, component component) error {
+	for attempt := 1; ; attempt++ {
+		err := c.waitReady(ctx, component)
+		if !errors.Is(err, errNotRunning) || attempt == startsMax {
+			return err
+		}
+		c.progress.say("%s ended; start it again", component.name)
+		if err := c.start(component); err != nil {
+			return err
+		}
+	}
 }
 
 var errPollLimit = errors.New("the time limit is over")

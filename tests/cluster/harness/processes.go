@@ -26,8 +26,6 @@ const ownerVariable = "POSTHORN_CLUSTER_OWNER"
 const componentPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 const (
-	// stopGraceMax is how long processes may take to end after SIGTERM before they are killed.
-	stopGraceMax = 3 * time.Second
 	// killTimeMax is how long the kernel may take to end a killed process.
 	killTimeMax = 10 * time.Second
 	// processPollInterval is how often a process that should end is looked at.
@@ -197,22 +195,20 @@ func findProcesses(accept func(pid string) bool) ([]int, error) {
 	return found, nil
 }
 
-// endProcesses sends SIGTERM to all of them at once, then SIGKILL to those that stay, and returns when
-// none is left. Each is held by pid and start time.
-func endProcesses(pids []int) error {
-	records := identify(pids)
-	signalAll(records, syscall.SIGTERM)
-	waitForEnd(records, stopGraceMax)
-	return killAndWait(records)
-}
-
-// killProcesses is endProcesses without the time to end in order.
+// killProcesses ends them all without time to end in order, and returns when none is left. It suits both
+// uses: `stop-component` plays a failure, and `down` removes what an orderly end would save. Each process
+// is held by pid and start time.
 func killProcesses(pids []int) error {
 	return killAndWait(identify(pids))
 }
 
 func killAndWait(records []processRecord) error {
-	signalAll(records, syscall.SIGKILL)
+	for _, record := range records {
+		if record.isRunning() {
+			// One that ended in between is what is wanted; one that cannot be killed shows in the wait.
+			_ = syscall.Kill(record.PID, syscall.SIGKILL)
+		}
+	}
 	if left := waitForEnd(records, killTimeMax); len(left) > 0 {
 		return fmt.Errorf("processes did not end within %s of being killed: %v", killTimeMax, left)
 	}
@@ -232,15 +228,6 @@ func identify(pids []int) []processRecord {
 		}
 	}
 	return records
-}
-
-func signalAll(records []processRecord, signal syscall.Signal) {
-	for _, record := range records {
-		if record.isRunning() {
-			// A process that ended in between is what is wanted; one that cannot be signaled shows in the wait.
-			_ = syscall.Kill(record.PID, signal)
-		}
-	}
 }
 
 // waitForEnd returns the pids that still run after the limit.

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	core "k8s.io/api/core/v1"
-	failures "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 )
@@ -124,7 +123,10 @@ func (c *Cluster) bring(ctx context.Context) error {
 		return err
 	}
 	if c.settings.APIOnly {
-		return c.bringProcesses(ctx, c.components())
+		if err := c.bringProcesses(ctx, c.components()); err != nil {
+			return err
+		}
+		return c.waitUsable(ctx)
 	}
 	err := c.progress.step("set up the node's network", func() error { return c.ensureNetwork(ctx) })
 	if err != nil {
@@ -152,7 +154,7 @@ func (c *Cluster) bring(ctx context.Context) error {
 	if err := c.bringProcesses(ctx, rest); err != nil {
 		return err
 	}
-	return c.waitUsable(ctx, client)
+	return c.waitUsable(ctx)
 }
 
 // bringProcesses starts them all before it waits for each, so that they get ready at the same time.
@@ -163,7 +165,7 @@ func (c *Cluster) bringProcesses(ctx context.Context, components []component) er
 		}
 	}
 	for _, component := range components {
-		err := c.progress.step("wait for "+component.name, func() error { return c.waitReady(ctx, component) })
+		err := c.progress.step("wait for "+component.name, func() error { return c.waitServing(ctx, component) })
 		if err != nil {
 			return err
 		}
@@ -171,29 +173,56 @@ func (c *Cluster) bringProcesses(ctx context.Context, components []component) er
 	return nil
 }
 
-// waitUsable waits for what a test relies on besides serving components.
-func (c *Cluster) waitUsable(ctx context.Context, client kubernetes.Interface) error {
-	checks := []struct {
-		what string
-		ask  func(context.Context) error
-	}{
-		{"the node to be ready", func(ctx context.Context) error { return checkNode(ctx, client) }},
-		{"the cluster's names to resolve", checkDNS},
-		{"the volumes and the default account", func(ctx context.Context) error { return checkObjects(ctx, client) }},
+// usableCheck is something that a test relies on besides serving components.
+type usableCheck struct {
+	what string
+	ask  func(ctx context.Context, client kubernetes.Interface) error
+}
+
+func (c *Cluster) usableChecks() []usableCheck {
+	// The controllers are all set up once this one has acted. Before that, a stop of the API server ends them.
+	checks := []usableCheck{{"the default account", checkAccount}}
+	if c.settings.APIOnly {
+		return checks
 	}
-	for _, check := range checks {
-		err := c.progress.step("wait for "+check.what, func() error {
-			var problem error
-			err := poll(ctx, readyTimeMax, func() (bool, error) {
-				problem = check.ask(ctx)
-				return problem == nil, nil
-			})
-			if errors.Is(err, errPollLimit) {
-				return fmt.Errorf("waited %s for %s: %w", readyTimeMax, check.what, problem)
-			}
-			return err
-		})
+	return append(checks,
+		usableCheck{"the volumes", checkStorage},
+		usableCheck{"the node to be ready", checkNode},
+		usableCheck{"the cluster's names to resolve", checkDNS})
+}
+
+func (c *Cluster) waitUsable(ctx context.Context) error {
+	client, err := newClient(c.kubeconfigPath())
+	if err != nil {
+		return err
+	}
+	for _, check := range c.usableChecks() {
+		err := c.progress.step("wait for "+check.what, func() error { return c.waitCheck(ctx, client, check) })
 		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Cluster) waitCheck(ctx context.Context, client kubernetes.Interface, check usableCheck) error {
+	var problem error
+	err := poll(ctx, readyTimeMax, func() (bool, error) {
+		if problem = check.ask(ctx, client); problem == nil {
+			return true, nil
+		}
+		return false, c.reviveComponents()
+	})
+	if errors.Is(err, errPollLimit) {
+		return fmt.Errorf("waited %s for %s: %w", readyTimeMax, check.what, problem)
+	}
+	return err
+}
+
+// reviveComponents starts those that have ended since they served.
+func (c *Cluster) reviveComponents() error {
+	for _, component := range c.components() {
+		if err := c.start(component); err != nil {
 			return err
 		}
 	}
@@ -224,7 +253,7 @@ func checkTaints(node *core.Node) error {
 	return nil
 }
 
-func checkDNS(ctx context.Context) error {
+func checkDNS(ctx context.Context, _ kubernetes.Interface) error {
 	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, hostPort(nodeAddress, dnsPort))
 	}}
@@ -241,14 +270,14 @@ func checkDNS(ctx context.Context) error {
 	return nil
 }
 
-// checkObjects waits for the objects that others make, so that a test's first pod and claim find them.
-func checkObjects(ctx context.Context, client kubernetes.Interface) error {
-	if _, err := client.StorageV1().StorageClasses().Get(ctx, storageClassName, meta.GetOptions{}); err != nil {
-		return err
-	}
+// checkStorage: the component "volumes" makes the class last.
+func checkStorage(ctx context.Context, client kubernetes.Interface) error {
+	_, err := client.StorageV1().StorageClasses().Get(ctx, storageClassName, meta.GetOptions{})
+	return err
+}
+
+// checkAccount: without it the first pod of a test would be refused.
+func checkAccount(ctx context.Context, client kubernetes.Interface) error {
 	_, err := client.CoreV1().ServiceAccounts("default").Get(ctx, "default", meta.GetOptions{})
-	if failures.IsNotFound(err) {
-		return errors.New("the controllers have not made the account default/default yet")
-	}
 	return err
 }
