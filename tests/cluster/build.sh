@@ -10,18 +10,21 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-# Keep in step with go.mod: without it, clients see a server of no version.
+# Keep in step with go.mod: without these, clients see programs of no version, or of a wrong one.
 readonly kubernetes_version=1.35.4
+readonly helm_version=4.1.4
 readonly cache="${POSTHORN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/posthorn}/cluster-bin"
 
 if ! command -v go >/dev/null; then
     echo "build.sh: Go is not installed; go.mod says which version is needed" >&2
     exit 1
 fi
-if ! grep -q "k8s.io/kubernetes v$kubernetes_version\$" go.mod; then
-    echo "build.sh: kubernetes_version=$kubernetes_version is not the version of k8s.io/kubernetes in go.mod" >&2
-    exit 1
-fi
+for line in "k8s.io/kubernetes v$kubernetes_version" "helm.sh/helm/v4 v$helm_version"; do
+    if ! grep -qF "$line" go.mod; then
+        echo "build.sh: go.mod does not require $line; keep the versions at the top of this script in step" >&2
+        exit 1
+    fi
+done
 
 # Names and contents of the inputs, and the compiler. Tests are no input of the binary.
 hash=$({
@@ -45,6 +48,7 @@ if [[ ! -x "$target/posthorn-cluster" ]]; then
         flags+=" -X $version.gitMajor=${kubernetes_version%%.*}"
         minor=${kubernetes_version#*.}
         flags+=" -X $version.gitMinor=${minor%%.*}"
+        flags+=" -X helm.sh/helm/v4/internal/version.version=v$helm_version"
         export CGO_ENABLED=0
         go build -buildvcs=false -trimpath -ldflags "$flags" -o "$temporary/posthorn-cluster" . >&2
         go build -buildvcs=false -trimpath -ldflags "-s -w" -o "$temporary/pause" ./pause >&2

@@ -83,6 +83,9 @@ func (c *Cluster) removeFromHost(ctx context.Context) error {
 	if err := removeCgroups(); err != nil {
 		return err
 	}
+	if err := removeDeadSockets(); err != nil {
+		return err
+	}
 	if err := c.restoreHost(); err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
@@ -25,7 +26,7 @@ const (
 	// startsMax is how often one command starts a component that ends again.
 	startsMax = 3
 	// healthBodyBytesMax bounds what is read of an answer that says what is wrong.
-	healthBodyBytesMax = 2048
+	healthBodyBytesMax = 8192
 
 	clientRequestsPerSecond = 100
 	clientRequestsBurst     = 200
@@ -96,7 +97,22 @@ func askHealth(ctx context.Context, url string, transport *http.Transport) error
 	if err != nil {
 		return fmt.Errorf("%s answered %s and then failed: %w", url, response.Status, err)
 	}
-	return fmt.Errorf("%s answered %s: %s", url, response.Status, body)
+	return fmt.Errorf("%s answered %s: %s", url, response.Status, failedChecks(string(body)))
+}
+
+// failedChecks keeps of a component's long answer the lines of the checks that failed, if it has such.
+func failedChecks(body string) string {
+	var failed []string
+	for _, line := range strings.Split(body, "\n") {
+		if name, ok := strings.CutPrefix(line, "[-]"); ok {
+			name, _, _ = strings.Cut(name, " failed")
+			failed = append(failed, name)
+		}
+	}
+	if len(failed) == 0 {
+		return strings.TrimSpace(body)
+	}
+	return "not yet: " + strings.Join(failed, ", ")
 }
 
 // componentState is one line of `status`.

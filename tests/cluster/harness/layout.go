@@ -87,15 +87,15 @@ func newCluster(directory, name string, progress *progress) (*Cluster, error) {
 	if !namePattern.MatchString(name) {
 		return nil, fmt.Errorf("--name %q: want 1 to 32 lower-case letters, digits and dashes", name)
 	}
+	if directory == "" {
+		return nil, errors.New("no folder for the cluster: set --dir, POSTHORN_CLUSTER_DIR, XDG_CACHE_HOME or HOME")
+	}
 	absolute, err := filepath.Abs(directory)
 	if err != nil {
 		return nil, fmt.Errorf("--dir %q: %w", directory, err)
 	}
 	// The kernel's list of mounts shows real paths, and `down` finds its mounts in there.
-	if real, err := filepath.EvalSymlinks(absolute); err == nil {
-		absolute = real
-	}
-	cluster := &Cluster{name: name, root: filepath.Join(absolute, name), progress: progress}
+	cluster := &Cluster{name: name, root: filepath.Join(realPath(absolute), name), progress: progress}
 	// The kubelet makes this one, the longest beneath the folder.
 	if longest := cluster.path("kubelet", "pod-resources", "kubelet.sock.0000000000"); len(longest) > socketPathMax {
 		return nil, fmt.Errorf("--dir %q is too long: the socket %s has %d bytes, the kernel takes %d",
@@ -104,14 +104,28 @@ func newCluster(directory, name string, progress *progress) (*Cluster, error) {
 	return cluster, nil
 }
 
-// defaultDirectory is where clusters live unless --dir says otherwise.
+// realPath resolves the symbolic links of a path of which the last parts need not exist yet: it must be
+// the same before and after the folder is made.
+func realPath(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	parent := filepath.Dir(path)
+	if parent == path {
+		return path
+	}
+	return filepath.Join(realPath(parent), filepath.Base(path))
+}
+
+// defaultDirectory is where clusters live unless --dir says otherwise; empty where the environment names
+// no place, so that a cluster never lands in whatever folder is current.
 func defaultDirectory() string {
 	if directory := os.Getenv("POSTHORN_CLUSTER_DIR"); directory != "" {
 		return directory
 	}
-	cache := os.Getenv("XDG_CACHE_HOME")
-	if cache == "" {
-		cache = filepath.Join(os.Getenv("HOME"), ".cache")
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return ""
 	}
 	return filepath.Join(cache, "posthorn", "cluster")
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"sort"
@@ -104,6 +105,43 @@ func (c *Cluster) removeShimSocket(id string) error {
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the socket of container %s: %w", id, err)
+	}
+	return nil
+}
+
+// shimSockets is where containerd's shims listen, those of this cluster and those of the machine.
+const shimSockets = "/run/containerd/s"
+
+// shimStartTimeMax is longer than a shim takes from making its socket to listening on it.
+const shimStartTimeMax = 10 * time.Second
+
+// removeDeadSockets removes the sockets on which nobody listens: those of shims that were killed, and
+// that containerd has forgotten since, are not named anywhere anymore.
+func removeDeadSockets() error {
+	entries, err := os.ReadDir(shimSockets)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list the sockets of shims: %w", err)
+	}
+	for _, entry := range entries {
+		info, err := entry.Info()
+		if err != nil || info.Mode()&fs.ModeSocket == 0 || time.Since(info.ModTime()) < shimStartTimeMax {
+			continue
+		}
+		path := filepath.Join(shimSockets, entry.Name())
+		connection, err := net.DialTimeout("unix", path, requestTimeMax)
+		if err == nil {
+			connection.Close()
+			continue
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the socket of a killed shim: %w", err)
+		}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 )
 
@@ -188,6 +189,7 @@ func (c *Cluster) usableChecks() []usableCheck {
 	return append(checks,
 		usableCheck{"the volumes", checkStorage},
 		usableCheck{"the node to be ready", checkNode},
+		usableCheck{"the kubelet to know its pods", checkKubelet},
 		usableCheck{"the cluster's names to resolve", checkDNS})
 }
 
@@ -249,6 +251,31 @@ func checkNode(ctx context.Context, client kubernetes.Interface) error {
 func checkTaints(node *core.Node) error {
 	for _, taint := range node.Spec.Taints {
 		return fmt.Errorf("node %s has the taint %s", nodeName, taint.Key)
+	}
+	return nil
+}
+
+// checkKubelet asks the kubelet, through the API server, for its pods. After a restart it serves before it
+// knows them, and refuses `exec` and `logs` until then; the node is called ready all the while.
+func checkKubelet(ctx context.Context, client kubernetes.Interface) error {
+	onNode := meta.ListOptions{FieldSelector: "spec.nodeName=" + nodeName}
+	wanted, err := client.CoreV1().Pods(meta.NamespaceAll).List(ctx, onNode)
+	if err != nil {
+		return err
+	}
+	var known core.PodList
+	err = client.CoreV1().RESTClient().Get().Resource("nodes").Name(nodeName).SubResource("proxy").Suffix("pods").Do(ctx).Into(&known)
+	if err != nil {
+		return fmt.Errorf("ask the kubelet for its pods: %w", err)
+	}
+	ids := map[types.UID]bool{}
+	for _, pod := range known.Items {
+		ids[pod.UID] = true
+	}
+	for _, pod := range wanted.Items {
+		if !ids[pod.UID] && pod.DeletionTimestamp == nil && pod.Status.Phase == core.PodRunning {
+			return fmt.Errorf("the kubelet does not know the pod %s/%s yet", pod.Namespace, pod.Name)
+		}
 	}
 	return nil
 }
