@@ -215,3 +215,109 @@ impl SigningKeys {
         self.current.iter().chain(&self.previous)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIALECTS: [Dialect; 5] =
+        [Dialect::StandardWebhooks, Dialect::CloudEvents, Dialect::Improvado, Dialect::Analytics, Dialect::Impira];
+
+    fn parse(dialect: Dialect, value: &[u8]) -> Result<SigningKey, KeyError> {
+        SigningKey::parse(dialect, SecretBytes::new(value.to_vec()))
+    }
+
+    fn check(dialect: Dialect, value: &[u8], expected: Result<&[u8], KeyError>) {
+        let parsed = parse(dialect, value);
+        assert_eq!(parsed.as_ref().map(SigningKey::expose), expected.as_ref().copied(), "{dialect:?} {value:?}");
+    }
+
+    fn whsec(bytes: usize) -> Vec<u8> {
+        format!("{KEY_PREFIX}{}", STANDARD.encode(vec![7; bytes])).into_bytes()
+    }
+
+    #[test]
+    fn a_key_of_standard_webhooks_is_decoded_and_has_24_to_64_bytes() {
+        for dialect in [Dialect::StandardWebhooks, Dialect::CloudEvents] {
+            check(dialect, &whsec(23), Err(KeyError::TooShort { bytes: 23, min: 24 }));
+            check(dialect, &whsec(24), Ok(&[7; 24]));
+            check(dialect, &whsec(64), Ok(&[7; 64]));
+            check(dialect, &whsec(65), Err(KeyError::TooLong { bytes: 65, max: 64 }));
+            check(dialect, b"whsec_not base64", Err(KeyError::NotBase64));
+            check(dialect, b"whsec_", Err(KeyError::Empty));
+            let mut with_line_break = whsec(32);
+            with_line_break.push(b'\n');
+            check(dialect, &with_line_break, Ok(&[7; 32]));
+            let unpadded: Vec<u8> = whsec(32).into_iter().filter(|b| *b != b'=').collect();
+            check(dialect, &unpadded, Ok(&[7; 32]));
+        }
+    }
+
+    #[test]
+    fn every_other_value_is_the_key_itself_within_its_bounds() {
+        let check = |dialect, bytes: usize, expected| {
+            let error = parse(dialect, &vec![b'k'; bytes]).err();
+            assert_eq!(error, expected, "{dialect:?} {bytes}");
+        };
+        for (dialect, min) in [
+            (Dialect::StandardWebhooks, KEY_BYTES_MIN),
+            (Dialect::Improvado, TEXT_KEY_BYTES_MIN),
+            (Dialect::Analytics, TEXT_KEY_BYTES_MIN),
+            (Dialect::Impira, TEXT_KEY_BYTES_MIN),
+        ] {
+            check(dialect, min - 1, Some(KeyError::TooShort { bytes: min - 1, min }));
+            check(dialect, min, None);
+            check(dialect, TEXT_KEY_BYTES_MAX, None);
+            let bytes = TEXT_KEY_BYTES_MAX + 1;
+            check(dialect, bytes, Some(KeyError::TooLong { bytes, max: TEXT_KEY_BYTES_MAX }));
+        }
+        let text = parse(Dialect::Impira, &whsec(32)).unwrap();
+        assert_eq!(text.expose(), whsec(32), "only Standard Webhooks decodes");
+    }
+
+    #[test]
+    fn random_bytes_are_a_key_where_no_header_carries_it() {
+        let bytes: Vec<u8> = (200..=231).chain([b'\n']).collect();
+        check(Dialect::StandardWebhooks, &bytes, Ok(&bytes));
+        check(Dialect::Impira, &bytes, Ok(&bytes));
+        check(Dialect::Improvado, &bytes, Err(KeyError::NotHeaderText));
+        check(Dialect::Improvado, b"a key with spaces in it", Err(KeyError::NotHeaderText));
+    }
+
+    #[test]
+    fn an_empty_value_and_a_line_break_at_the_end_are_refused() {
+        for dialect in DIALECTS {
+            check(dialect, b"", Err(KeyError::Empty));
+            check(dialect, b" \r\n", Err(KeyError::Empty));
+            check(dialect, b"a-key-written-by-echo-and-pipe\n", Err(KeyError::LineBreak));
+        }
+    }
+
+    #[test]
+    fn a_generated_key_is_a_key_in_every_dialect() {
+        for random in [[0; 32], [0xff; 32]] {
+            let secret = SigningKey::generate(random);
+            for dialect in DIALECTS {
+                let key = parse(dialect, secret.expose().as_bytes()).unwrap();
+                let decoded = matches!(dialect, Dialect::StandardWebhooks | Dialect::CloudEvents);
+                assert_eq!(key.expose() == random, decoded, "{dialect:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn errors_name_a_reason_and_the_next_step_and_no_key() {
+        let check = |value: &[u8], reason: Reason| {
+            let error = parse(Dialect::Improvado, value).unwrap_err();
+            assert_eq!(error.reason(), reason);
+            let text = error.to_string();
+            assert!(text.contains(": ") && !text.contains("hunter2"), "{text}");
+        };
+        check(b"", Reason::SecretEmpty);
+        check(b"hunter2", Reason::SecretTooShort);
+        check(&b"hunter2".repeat(200), Reason::SecretTooLong);
+        check("hunter2-hunter2-ü".as_bytes(), Reason::SecretInvalid);
+        let key = parse(Dialect::Improvado, b"hunter2-hunter2-hunter2").unwrap();
+        assert_eq!(format!("{key:?}").matches("hunter2").count(), 0);
+    }
+}

@@ -4,6 +4,19 @@
 //! kstatus takes `Ready=False` alone for work in progress and only
 //! `Stalled=True` for failed. So: what may still come right by itself is
 //! Reconciling, what waits for somebody is Stalled, and never are both set.
+//!
+//! | first that holds | Ready | kstatus |
+//! |---|---|---|
+//! | suspended | False, Suspended | Stalled: nothing happens until somebody changes the spec |
+//! | a problem that may pass, of what is verified and programmed | True | – (a flap must not turn every app red) |
+//! | a problem of something that may still be applied, such as a missing Secret | False | Reconciling |
+//! | a problem of a wrong value | False | Stalled |
+//! | Unverified, Pending | False | Reconciling |
+//! | Failed, Gone | False | Stalled |
+//! | Expired | False | Reconciling until it was asked again and failed, then Stalled |
+//! | not programmed | False, NotProgrammed | Reconciling |
+//! | the pods refuse the spec | False, InvalidSpec | Stalled |
+//! | verified and programmed | True | – |
 
 use crate::api::{
     ConditionStatus, ConditionType, Reason,
@@ -80,11 +93,12 @@ fn summary(facts: &Facts<'_>) -> (Progress, Reason, String) {
         let message = "spec.suspend is true: nothing is verified and nothing is sent until it is false.";
         return (Progress::Stalled, Reason::Suspended, message.to_owned());
     }
-    if let Some(problem) = facts.problem {
+    let state = state(facts.verification);
+    let in_use = state == VerificationState::Verified && *facts.programmed == Programmed::Yes;
+    if let Some(problem) = facts.problem.filter(|problem| !(in_use && passes(problem.reason))) {
         let progress = if comes_by_itself(problem.reason) { Progress::Reconciling } else { Progress::Stalled };
         return (progress, problem.reason, problem.message.clone());
     }
-    let state = state(facts.verification);
     if state != VerificationState::Verified {
         let (reason, message) = not_verified(facts.verification);
         return (progress_of(state, facts.verification), reason, message);
@@ -119,21 +133,27 @@ fn progress_of(state: VerificationState, verification: Option<&VerificationStatu
     }
 }
 
-/// Whether what is missing often comes later in the same apply, or comes back
-/// without the user. A wrong value does not.
-const fn comes_by_itself(reason: Reason) -> bool {
+/// Whether a problem comes and goes without anybody's doing: it does not take
+/// Ready from a Webhook that has it.
+const fn passes(reason: Reason) -> bool {
     matches!(
         reason,
-        Reason::SecretNotFound
-            | Reason::SecretKeyMissing
-            | Reason::ServiceNotFound
-            | Reason::ServiceWithoutPods
-            | Reason::PoolNotFound
+        Reason::ServiceWithoutPods
             | Reason::PoolNotReady
             | Reason::PodsStarting
             | Reason::NotProgrammed
             | Reason::Internal
     )
+}
+
+/// Whether a problem may end without a change of this Webhook: it passes, or
+/// what is missing comes later in the same apply. A wrong value does not.
+const fn comes_by_itself(reason: Reason) -> bool {
+    passes(reason)
+        || matches!(
+            reason,
+            Reason::SecretNotFound | Reason::SecretKeyMissing | Reason::ServiceNotFound | Reason::PoolNotFound
+        )
 }
 
 fn verified(verification: Option<&VerificationStatus>) -> WantedCondition {
@@ -147,8 +167,14 @@ fn verified(verification: Option<&VerificationStatus>) -> WantedCondition {
         };
         return condition(ConditionType::Verified, ConditionStatus::True, reason, message);
     }
+    // Ready says how far the verification is; Verified says what is wrong.
     let (reason, message) = not_verified(verification);
-    condition(ConditionType::Verified, ConditionStatus::False, reason, message)
+    let told = verification.and_then(|v| v.reason.as_deref()).and_then(known_reason);
+    condition(ConditionType::Verified, ConditionStatus::False, told.unwrap_or(reason), message)
+}
+
+fn known_reason(name: &str) -> Option<Reason> {
+    Reason::ALL.iter().copied().find(|reason| reason.as_str() == name)
 }
 
 fn verified_message(failing: Option<&str>) -> String {
@@ -167,13 +193,17 @@ fn not_verified(verification: Option<&VerificationStatus>) -> (Reason, String) {
         VerificationState::Gone => Reason::Gone,
         VerificationState::Expired => Reason::VerificationExpired,
     };
-    let told = verification.and_then(|v| v.message.clone());
-    let message = told.unwrap_or_else(|| {
-        let explanation = reason.explanation();
-        format!("{} {}", explanation.meaning, explanation.cure)
-    });
+    let explanation = reason.explanation();
+    let message = match (verification.and_then(|v| v.message.as_deref()), reason) {
+        (None, _) => format!("{} {}", explanation.meaning, explanation.cure),
+        (Some(told), Reason::VerificationPending) => format!("{told} {ASKED_AGAIN}"),
+        (Some(told), _) => format!("{told} {ASKED_SLOWLY}"),
+    };
     (reason, message)
 }
+
+const ASKED_AGAIN: &str = "The endpoint is asked again by itself.";
+const ASKED_SLOWLY: &str = "The endpoint is asked again every 30 minutes, and at once when the annotation posthorn.dev/verify-requested-at gets a new value.";
 
 fn programmed(programmed: &Programmed) -> WantedCondition {
     let (status, reason, message) = match programmed {
@@ -186,4 +216,171 @@ fn programmed(programmed: &Programmed) -> WantedCondition {
         Programmed::Refused(message) => (ConditionStatus::False, Reason::InvalidSpec, message.clone()),
     };
     condition(ConditionType::Programmed, status, reason, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATES: [VerificationState; 6] = [
+        VerificationState::Unverified,
+        VerificationState::Pending,
+        VerificationState::Verified,
+        VerificationState::Failed,
+        VerificationState::Gone,
+        VerificationState::Expired,
+    ];
+
+    /// `Type=Status(Reason)` of every condition but Programmed, in one line.
+    fn line(facts: &Facts<'_>) -> String {
+        let wanted = conditions(facts);
+        let shown = wanted.iter().filter(|c| c.type_ != ConditionType::Programmed);
+        shown.map(|c| format!("{}={}({})", c.type_.as_str(), c.status, c.reason)).collect::<Vec<_>>().join(" ")
+    }
+
+    fn status(state: VerificationState) -> VerificationStatus {
+        let failed = state != VerificationState::Verified && state != VerificationState::Unverified;
+        VerificationStatus {
+            state,
+            attempts: failed.then_some(2),
+            reason: failed.then(|| Reason::BodyMismatch.as_str().to_owned()),
+            message: failed.then(|| "The body was another.".to_owned()),
+            ..VerificationStatus::default()
+        }
+    }
+
+    #[test]
+    fn every_combination_reads_as_the_table_says() {
+        const UNVERIFIED: &str = "Verified=False(Unverified)";
+        const WRONG: &str = "Verified=False(BodyMismatch)";
+        const VERIFIED: &str = "Verified=True(Verified)";
+        let kinds = ["none", "passing", "missing", "wrong"];
+        let problem = |kind: &str| {
+            let reason = match kind {
+                "passing" => Reason::PoolNotReady,
+                "missing" => Reason::SecretNotFound,
+                "wrong" => Reason::SecretTooShort,
+                _ => return None,
+            };
+            Some(Problem { reason, message: "A problem.".to_owned() })
+        };
+        let refused = Programmed::Refused("The path is wrong.".to_owned());
+        let mut rows = 0;
+        for state in STATES {
+            for programmed in [Programmed::Yes, Programmed::No, refused.clone()] {
+                for kind in kinds {
+                    for suspended in [false, true] {
+                        let verified = match state {
+                            VerificationState::Verified => VERIFIED,
+                            VerificationState::Unverified => UNVERIFIED,
+                            _ => WRONG,
+                        };
+                        let in_use = state == VerificationState::Verified && programmed == Programmed::Yes;
+                        let (reason, progress) = match (suspended, kind, state, &programmed) {
+                            (true, ..) => ("Suspended", "Stalled"),
+                            (_, "passing", ..) if !in_use => ("PoolNotReady", "Reconciling"),
+                            (_, "missing", ..) => ("SecretNotFound", "Reconciling"),
+                            (_, "wrong", ..) => ("SecretTooShort", "Stalled"),
+                            (_, _, VerificationState::Unverified, _) => ("Unverified", "Reconciling"),
+                            (_, _, VerificationState::Pending, _) => ("VerificationPending", "Reconciling"),
+                            (_, _, VerificationState::Failed, _) => ("VerificationFailed", "Stalled"),
+                            (_, _, VerificationState::Gone, _) => ("Gone", "Stalled"),
+                            (_, _, VerificationState::Expired, _) => ("VerificationExpired", "Stalled"),
+                            (_, _, VerificationState::Verified, Programmed::No) => ("NotProgrammed", "Reconciling"),
+                            (_, _, VerificationState::Verified, Programmed::Refused(_)) => ("InvalidSpec", "Stalled"),
+                            (_, _, VerificationState::Verified, Programmed::Yes) => ("Ready", ""),
+                        };
+                        let expected = match progress {
+                            "" => format!("Ready=True(Ready) {verified}"),
+                            _ => format!("Ready=False({reason}) {verified} {progress}=True({reason})"),
+                        };
+                        let verification = status(state);
+                        let problem = problem(kind);
+                        let facts = Facts {
+                            verification: Some(&verification),
+                            programmed: &programmed,
+                            suspended,
+                            problem: problem.as_ref(),
+                        };
+                        assert_eq!(line(&facts), expected, "{state:?} {programmed:?} {kind} suspended={suspended}");
+                        rows += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(rows, 144);
+    }
+
+    #[test]
+    fn the_order_is_fixed_and_programmed_always_there() {
+        for (programmed, expected) in [
+            (Programmed::Yes, "True(Programmed)"),
+            (Programmed::No, "False(NotProgrammed)"),
+            (Programmed::Refused("x".to_owned()), "False(InvalidSpec)"),
+        ] {
+            let facts = Facts { verification: None, programmed: &programmed, suspended: false, problem: None };
+            let wanted = conditions(&facts);
+            let types: Vec<_> = wanted.iter().map(|c| c.type_.as_str()).collect();
+            assert_eq!(types, ["Ready", "Verified", "Programmed", "Reconciling"]);
+            assert_eq!(format!("{}({})", wanted[2].status, wanted[2].reason), expected);
+        }
+    }
+
+    #[test]
+    fn what_expired_unasked_is_still_under_way() {
+        let verification = VerificationStatus { state: VerificationState::Expired, ..VerificationStatus::default() };
+        let programmed = Programmed::Yes;
+        let facts =
+            Facts { verification: Some(&verification), programmed: &programmed, suspended: false, problem: None };
+        assert!(line(&facts).ends_with("Reconciling=True(VerificationExpired)"));
+    }
+
+    #[test]
+    fn a_webhook_that_needs_no_handshake_says_so() {
+        let verification = VerificationStatus {
+            state: VerificationState::Verified,
+            reason: Some("NotRequired".to_owned()),
+            ..VerificationStatus::default()
+        };
+        let programmed = Programmed::Yes;
+        let facts =
+            Facts { verification: Some(&verification), programmed: &programmed, suspended: false, problem: None };
+        assert_eq!(line(&facts), "Ready=True(Ready) Verified=True(NotRequired)");
+    }
+
+    #[test]
+    fn every_message_is_a_sentence_and_says_what_happens_next() {
+        let check = |state: VerificationState, expected: &str| {
+            let verification = status(state);
+            let programmed = Programmed::Yes;
+            let facts =
+                Facts { verification: Some(&verification), programmed: &programmed, suspended: false, problem: None };
+            let wanted = conditions(&facts);
+            assert!(wanted.iter().all(|c| c.message.ends_with('.') && !c.message.contains('!')), "{wanted:?}");
+            assert!(wanted[0].message.contains(expected), "{state:?}: {}", wanted[0].message);
+        };
+        check(VerificationState::Unverified, "the first check follows by itself");
+        check(VerificationState::Pending, "The body was another. The endpoint is asked again by itself.");
+        check(VerificationState::Failed, "every 30 minutes, and at once when the annotation");
+        check(VerificationState::Gone, "every 30 minutes, and at once when the annotation");
+        check(VerificationState::Expired, "every 30 minutes, and at once when the annotation");
+        check(VerificationState::Verified, "verified and the delivery pods know it");
+    }
+
+    #[test]
+    fn a_failed_re_check_is_told_while_verified_lasts() {
+        let verification = VerificationStatus {
+            state: VerificationState::Verified,
+            attempts: Some(1),
+            message: Some("The endpoint answered 503 instead of 2xx.".to_owned()),
+            reason: Some("UnexpectedStatus".to_owned()),
+            ..VerificationStatus::default()
+        };
+        let programmed = Programmed::Yes;
+        let facts =
+            Facts { verification: Some(&verification), programmed: &programmed, suspended: false, problem: None };
+        let wanted = conditions(&facts);
+        assert_eq!(wanted[1].status, ConditionStatus::True);
+        assert!(wanted[1].message.contains("its last check failed: The endpoint answered 503"));
+    }
 }

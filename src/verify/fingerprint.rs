@@ -122,3 +122,84 @@ const fn http_method_name(method: ChallengeHttpMethod) -> &'static str {
         ChallengeHttpMethod::Get => "GET",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+    use crate::api::webhook::Dialect;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn key() -> FingerprintKey {
+        FingerprintKey::new([1; 32])
+    }
+
+    const BOUND: Bound<'_> = Bound {
+        uid: "uid",
+        endpoint: "https://a.example/x",
+        method: VerificationMethod::Challenge,
+        http_method: ChallengeHttpMethod::Post,
+        verified_time: None,
+        valid_until: None,
+    };
+
+    #[test]
+    fn everything_that_is_bound_changes_the_fingerprint() {
+        let mut all = vec![
+            key().fingerprint(BOUND),
+            key().fingerprint(Bound { uid: "uid2", ..BOUND }),
+            key().fingerprint(Bound { endpoint: "https://a.example/y", ..BOUND }),
+            key().fingerprint(Bound { method: VerificationMethod::None, ..BOUND }),
+            key().fingerprint(Bound { http_method: ChallengeHttpMethod::Get, ..BOUND }),
+            key().fingerprint(Bound { verified_time: Some(at(1)), ..BOUND }),
+            key().fingerprint(Bound { valid_until: Some(at(1)), ..BOUND }),
+            FingerprintKey::new([2; 32]).fingerprint(BOUND),
+            // Pieces that move from one field to the next.
+            key().fingerprint(Bound { uid: "", endpoint: "uidhttps://a.example/x", ..BOUND }),
+        ];
+        assert!(all.iter().all(|text| text.len() == 46));
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn a_fingerprint_of_this_version_stays_what_it_is() {
+        let bound = Bound { verified_time: Some(at(1_700_000_000)), valid_until: Some(at(1_700_345_600)), ..BOUND };
+        assert_eq!(key().fingerprint(bound), "v1.nBoujX33zLvy0ZLM9ixpnj4japVem-1M7rYCzAMXKsE");
+    }
+
+    #[test]
+    fn events_may_go_only_while_a_verification_that_fits_lasts() {
+        let bound = Bound { verified_time: Some(at(100)), valid_until: Some(at(200)), ..BOUND };
+        let status = VerificationStatus {
+            state: VerificationState::Verified,
+            fingerprint: Some(key().fingerprint(bound)),
+            verified_time: Some(Time(at(100))),
+            valid_until: Some(Time(at(200))),
+            ..VerificationStatus::default()
+        };
+        assert!(key().permits(&status, BOUND, at(200)));
+        assert!(!key().permits(&status, BOUND, at(201)));
+        assert!(!key().permits(&status, Bound { endpoint: "https://b.example/x", ..BOUND }, at(150)));
+        let failed = VerificationStatus { state: VerificationState::Failed, ..status.clone() };
+        assert!(!key().permits(&failed, BOUND, at(150)));
+        let longer = VerificationStatus { valid_until: Some(Time(at(300))), ..status };
+        assert!(!key().permits(&longer, BOUND, at(150)));
+    }
+
+    #[test]
+    fn the_id_of_a_key_differs_by_key_and_by_webhook_and_fits_the_schema() {
+        let signing = |text: &str| SigningKey::parse(Dialect::Impira, SecretBytes::new(text.into())).unwrap();
+        let (one, two) = (signing("0123456789abcdef"), signing("fedcba9876543210"));
+        let ids = [key().key_id("a", &one), key().key_id("a", &two), key().key_id("b", &one)];
+        assert!(ids.iter().all(|id| id.len() == 16));
+        assert!(ids[0] != ids[1] && ids[0] != ids[2] && ids[1] != ids[2]);
+        assert_eq!(ids[0], key().key_id("a", &one));
+    }
+}
