@@ -15,6 +15,10 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use k8s_openapi::jiff::Timestamp;
 
 use super::methods::{challenge, cloud_events, signed_challenge};
+pub use super::methods::{
+    challenge::{CHALLENGE_HEADER, IMPROVADO_CHALLENGE_HEADER, IMPROVADO_TOKEN_HEADER, VERIFICATION_TYPE},
+    cloud_events::{ALLOWED_ORIGIN_HEADER, REQUEST_ORIGIN_HEADER},
+};
 use crate::{
     api::{
         Reason,

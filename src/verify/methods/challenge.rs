@@ -16,13 +16,13 @@ use crate::{
 };
 
 /// Header of the challenge in the shape of Standard Webhooks.
-pub(crate) const CHALLENGE_HEADER: &str = "webhook-challenge";
+pub const CHALLENGE_HEADER: &str = "webhook-challenge";
 /// `type` of the request's body in the shape of Standard Webhooks.
-pub(crate) const VERIFICATION_TYPE: &str = "webhook.verification";
+pub const VERIFICATION_TYPE: &str = "webhook.verification";
 /// Header of the challenge in Improvado's handshake.
-pub(crate) const IMPROVADO_CHALLENGE_HEADER: &str = "X-Improvado-Challenge";
+pub const IMPROVADO_CHALLENGE_HEADER: &str = "X-Improvado-Challenge";
 /// Header of the endpoint's secret in Improvado's handshake.
-pub(crate) const IMPROVADO_TOKEN_HEADER: &str = "X-Improvado-Verify-Token";
+pub const IMPROVADO_TOKEN_HEADER: &str = "X-Improvado-Verify-Token";
 
 /// Whether the request carries the key itself.
 pub(in crate::verify) fn sends_token(handshake: &Handshake<'_>) -> bool {

@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// Header in which the sender names itself.
-pub(crate) const REQUEST_ORIGIN_HEADER: &str = "WebHook-Request-Origin";
+pub const REQUEST_ORIGIN_HEADER: &str = "WebHook-Request-Origin";
 /// Header in which the receiver consents.
-pub(crate) const ALLOWED_ORIGIN_HEADER: &str = "WebHook-Allowed-Origin";
+pub const ALLOWED_ORIGIN_HEADER: &str = "WebHook-Allowed-Origin";
 
 pub(in crate::verify) fn request(handshake: &Handshake<'_>) -> HandshakeRequest {
     let headers = vec![(REQUEST_ORIGIN_HEADER.to_owned(), SecretString::from(handshake.origin))];
