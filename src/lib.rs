@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod dialect;
+pub mod inbox;
 pub mod runtime;
 pub mod verify;
 pub mod wire;
