@@ -4,5 +4,8 @@
 //! lower ones; `tests/it/tidy.rs` holds that.
 
 pub mod api;
+pub mod dialect;
+pub mod inbox;
 pub mod runtime;
+pub mod verify;
 pub mod wire;
