@@ -31,3 +31,6 @@ step "Loading the image into the cluster" "$REPOSITORY/scripts/cluster.sh" load 
 step "Installing the chart" "$REPOSITORY/scripts/install.sh" --values "$REPOSITORY/tests/cluster/values.yaml"
 step "Running helm test" $HELM test posthorn --namespace "$RELEASE_NAMESPACE" --timeout 2m
 step "Running the cluster tests" run_tests "$@"
+if [ $# = 0 ]; then
+  step "Upgrading, uninstalling and installing the chart" "$REPOSITORY/scripts/test-chart.sh"
+fi

@@ -13,7 +13,11 @@ use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::{Namespace, Secret, ServiceAccount},
 };
-use kube::{Api, Client, Config, api::PostParams, config::{KubeConfigOptions, Kubeconfig}};
+use kube::{
+    Api, Client, Config,
+    api::PostParams,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use serde_json::json;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
@@ -93,7 +97,15 @@ impl Posthorn {
         prepare(&client, &folder, receiver.port()).await;
         let port = free_port();
         let controller = Command::new(env!("CARGO_BIN_EXE_posthorn"))
-            .args(["controller", "--namespace", RELEASE_NAMESPACE, "--identity", "test", "--health-listen", "127.0.0.1:0"])
+            .args([
+                "controller",
+                "--namespace",
+                RELEASE_NAMESPACE,
+                "--identity",
+                "test",
+                "--health-listen",
+                "127.0.0.1:0",
+            ])
             .args(["--delivery-url", &format!("https://localhost:{port}"), "--delivery-image", "posthorn:dev"])
             .arg("--token-file")
             .arg(folder.join("token"))
@@ -162,7 +174,11 @@ async fn prepare(client: &Client, folder: &Path, receiver_port: u16) {
     pools.create(&PostParams::default(), &serde_json::from_value(pool).unwrap()).await.unwrap();
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), RELEASE_NAMESPACE);
     let request = TokenRequest {
-        spec: TokenRequestSpec { audiences: vec!["posthorn-internal".into()], expiration_seconds: Some(3600), ..Default::default() },
+        spec: TokenRequestSpec {
+            audiences: vec!["posthorn-internal".into()],
+            expiration_seconds: Some(3600),
+            ..Default::default()
+        },
         ..Default::default()
     };
     let token = accounts.create_token_request("posthorn-controller", &PostParams::default(), &request).await.unwrap();

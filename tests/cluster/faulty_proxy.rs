@@ -113,14 +113,17 @@ fn fault(upstream: &Upstream) -> Option<Response> {
     let turn = upstream.faults.fetch_add(1, Ordering::Relaxed);
     let (code, reason) = [(409, "Conflict"), (429, "TooManyRequests"), (500, "InternalError")][turn % 3];
     let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code, "message": "a fault of the test"});
-    let response = Response::builder().status(code).header("content-type", "application/json").header("retry-after", "1");
+    let response =
+        Response::builder().status(code).header("content-type", "application/json").header("retry-after", "1");
     Some(response.body(Body::from(status.to_string())).unwrap())
 }
 
 async fn handle(State(upstream): State<Arc<Upstream>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let is_watch = parts.uri.query().is_some_and(|q| q.contains("watch=true") || q.contains("watch=1"));
-    if parts.method != "GET" && let Some(fault) = fault(&upstream) {
+    if parts.method != "GET"
+        && let Some(fault) = fault(&upstream)
+    {
         return fault;
     }
     let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());

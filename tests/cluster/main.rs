@@ -17,4 +17,5 @@ mod pool;
 mod rights;
 mod subscription;
 mod support;
+mod tools;
 mod verification;
