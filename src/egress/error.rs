@@ -22,8 +22,6 @@ pub enum Failure {
     TooManyAddresses,
     /// The policy forbids where the destination leads.
     NotAllowed,
-    /// There was no Pod to dial.
-    NoPods,
     /// No connection in time.
     ConnectTimedOut,
     /// No way to the host.
@@ -115,7 +113,6 @@ impl EgressError {
         match self.failure {
             Failure::NameNotResolved | Failure::TooManyAddresses => Reason::NameNotResolved,
             Failure::NotAllowed => Reason::DestinationNotAllowed,
-            Failure::NoPods => Reason::ServiceWithoutPods,
             Failure::ConnectTimedOut | Failure::Unreachable => Reason::ConnectTimedOut,
             Failure::Refused => Reason::ConnectionRefused,
             Failure::Certificate(_) => Reason::CertificateInvalid,
@@ -144,9 +141,6 @@ impl EgressError {
             Failure::NotAllowed => format!(
                 "the rules of the DeliveryPool do not allow {host}: ask the admins of the pool to allow it, or use serviceRef"
             ),
-            Failure::NoPods => {
-                format!("no ready Pod stands behind {host}: see whether the Pods of the receiver are ready")
-            }
             Failure::ConnectTimedOut => format!(
                 "no connection to {host} came about in time ({CONNECT_TIMEOUT:?}): see whether it is up and whether a firewall drops packets from the cluster"
             ),
@@ -240,7 +234,9 @@ fn classify_certificate(error: &CertificateError) -> CertificateFailure {
         E::Expired | E::ExpiredContext { .. } => CertificateFailure::Expired,
         E::NotValidYet | E::NotValidYetContext { .. } => CertificateFailure::NotYetValid,
         E::NotValidForName | E::NotValidForNameContext { .. } => CertificateFailure::WrongName,
-        E::UnknownIssuer => CertificateFailure::UnknownIssuer,
+        // A bad signature is what an authority of the same name and another key
+        // looks like: one that was made anew.
+        E::UnknownIssuer | E::BadSignature => CertificateFailure::UnknownIssuer,
         E::Revoked => CertificateFailure::Revoked,
         _ => CertificateFailure::Other,
     }

@@ -474,7 +474,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_rule_opens_what_is_never_allowed(bits: u128, short: bool, prefix in 0u8..=128, port: u16) {
-            let address = if short { IpAddr::V4((bits as u32).into()) } else { IpAddr::V6(bits.into()) };
+            let address = if short { IpAddr::V4(u32::try_from(bits >> 96).unwrap().into()) } else { IpAddr::V6(bits.into()) };
             // Rules around this very address, from itself up to everything.
             let longest = if short { 32 } else { 128 };
             let cidr = format!("{address}/{}", prefix.min(longest));

@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn pods_beyond_the_limit_are_left_out() {
-        let addresses: Vec<_> = (0..=POD_ADDRESSES_MAX).map(|n| SocketAddr::from(([10, 0, 0, n as u8], 80))).collect();
+        let addresses: Vec<_> = (1..=66).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
         let to = Destination::service(Scheme::Http, "a", "b", 80, "/", &addresses).unwrap();
         assert_eq!(pods_of(to.uri().authority().unwrap()).unwrap(), addresses[..POD_ADDRESSES_MAX]);
     }
