@@ -4,7 +4,10 @@
 //! lower ones; `tests/it/tidy.rs` holds that.
 
 pub mod api;
+pub mod dialect;
 pub mod egress;
+pub mod inbox;
 pub mod policy;
 pub mod runtime;
+pub mod verify;
 pub mod wire;

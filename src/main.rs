@@ -11,6 +11,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Role {
+    /// Receive webhooks, for demos and tests: answer every handshake, accept
+    /// events, print what comes.
+    Inbox(posthorn::inbox::arguments::Arguments),
     /// Print the CustomResourceDefinitions as YAML.
     Crds {
         /// Write one file per kind into this folder instead.
@@ -21,8 +24,21 @@ enum Role {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().role {
+        Role::Inbox(arguments) => inbox(arguments),
         Role::Crds { output } => print_crds(output.as_deref()),
     }
+}
+
+#[tokio::main]
+async fn inbox(arguments: posthorn::inbox::arguments::Arguments) -> anyhow::Result<()> {
+    use anyhow::Context;
+    let address = arguments.listen;
+    let config = arguments.into_config()?;
+    let shutdown = posthorn::runtime::shutdown::on_signal().context("cannot listen for signals")?;
+    let listener =
+        tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    posthorn::inbox::run(config, listener, shutdown).await;
+    Ok(())
 }
 
 fn print_crds(output: Option<&std::path::Path>) -> anyhow::Result<()> {

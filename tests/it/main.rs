@@ -5,4 +5,5 @@
 
 mod crds;
 mod egress;
+mod inbox;
 mod tidy;
