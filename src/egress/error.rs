@@ -158,13 +158,13 @@ impl EgressError {
                 "the TLS handshake with {host} did not end in time ({TLS_TIMEOUT:?}): see whether it speaks TLS on this port"
             ),
             Failure::AnswerTimedOut(budget) => format!(
-                "{host} took the connection and did not answer within {budget:?}: a receiver should answer first and work later"
+                "{host} took the connection and did not answer within {}: a receiver should answer first and work later",
+                whole_seconds(budget)
             ),
-            Failure::BodyTimedOut(budget) => {
-                format!(
-                    "{host} began an answer and did not end it within {budget:?}: set Content-Length, or close the body"
-                )
-            }
+            Failure::BodyTimedOut(budget) => format!(
+                "{host} began an answer and did not end it within {}: set Content-Length, or close the body",
+                whole_seconds(budget)
+            ),
             Failure::Closed => format!(
                 "{host} closed the connection before its answer was complete: see whether the receiver crashes on this request"
             ),
@@ -184,6 +184,12 @@ impl EgressError {
             }
         }
     }
+}
+
+/// What is left of a budget differs a little each time; a message that differs
+/// too would be a write to the API server each time.
+fn whole_seconds(budget: Duration) -> String {
+    format!("{}s", budget.as_millis().div_ceil(1000))
 }
 
 impl CertificateFailure {
@@ -271,4 +277,25 @@ fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a
         };
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_the_same_whatever_is_left_of_the_budget() {
+        let message = |ms| EgressError::new("a.example", Failure::AnswerTimedOut(Duration::from_millis(ms))).message();
+        assert_eq!(message(14_001), message(15_000));
+        assert!(message(15_000).contains("within 15s"), "{}", message(15_000));
+    }
+
+    #[test]
+    fn a_cause_is_found_through_the_errors_that_hide_it() {
+        let inner = rustls::Error::InvalidCertificate(CertificateError::Expired);
+        let wrapped = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, inner));
+        let error = ConnectError::Tls(Box::new(wrapped));
+        assert_eq!(classify_connect(&error), Failure::Certificate(CertificateFailure::Expired));
+        assert!(cause::<hyper::Error>(&error).is_none());
+    }
 }
