@@ -5,7 +5,9 @@
 
 pub mod api;
 pub mod dialect;
+pub mod egress;
 pub mod inbox;
+pub mod policy;
 pub mod runtime;
 pub mod verify;
 pub mod wire;
