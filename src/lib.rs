@@ -4,6 +4,7 @@
 //! lower ones; `tests/it/tidy.rs` holds that.
 
 pub mod api;
+pub mod cli;
 pub mod dialect;
 pub mod egress;
 pub mod inbox;
