@@ -6,4 +6,5 @@
 mod crds;
 mod egress;
 mod inbox;
+mod plugin;
 mod tidy;
