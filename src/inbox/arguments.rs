@@ -120,3 +120,65 @@ fn tls(certificate_path: PathBuf, key_path: PathBuf) -> Result<rustls::ServerCon
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
         .map_err(ArgumentError::Tls)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn config(arguments: &[&str]) -> Result<Config, String> {
+        let command = Command::try_parse_from(["inbox"].iter().chain(arguments)).map_err(|e| e.kind().to_string())?;
+        command.arguments.into_config().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_secret_comes_from_one_place_and_is_not_printed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, "hunter2").unwrap();
+        let file = file.to_str().unwrap();
+        for arguments in [["--secret", "hunter2"], ["--secret-file", file]] {
+            let config = config(&arguments).unwrap();
+            assert_eq!(config.secret.as_ref().unwrap().expose(), b"hunter2");
+            assert!(!format!("{config:?}").contains("hunter2"));
+        }
+        let parsed = Command::try_parse_from(["inbox", "--secret", "hunter2"]).unwrap();
+        assert!(!format!("{:?}", parsed.arguments).contains("hunter2"));
+        assert!(config(&[]).unwrap().secret.is_none());
+        // A variable that every process of a test run has.
+        assert!(config(&["--secret-env", "PATH"]).unwrap().secret.is_some());
+        config(&["--secret", "a", "--secret-file", "b"]).unwrap_err();
+        let missing = config(&["--secret-env", "POSTHORN_NO_SUCH_VARIABLE"]).unwrap_err();
+        assert!(missing.contains("POSTHORN_NO_SUCH_VARIABLE is not set"), "{missing}");
+        let absent = config(&["--secret-file", "/nonexistent"]).unwrap_err();
+        assert!(absent.contains("cannot read /nonexistent"), "{absent}");
+    }
+
+    #[test]
+    fn certificate_and_key_belong_together_and_are_pem() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let made = rcgen::generate_simple_self_signed(vec!["inbox.example".to_owned()]).unwrap();
+        let certificate = write("tls.crt", &made.cert.pem());
+        let key = write("tls.key", &made.signing_key.serialize_pem());
+        let other = rcgen::generate_simple_self_signed(vec!["other.example".to_owned()]).unwrap();
+        let other_key = write("other.key", &other.signing_key.serialize_pem());
+        let both = |certificate: &str, key: &str| config(&["--tls-cert", certificate, "--tls-key", key]);
+        assert!(both(&certificate, &key).unwrap().tls.is_some());
+        assert!(both(&certificate, &certificate).unwrap_err().contains("tls.crt holds no PEM key"));
+        assert!(both(&certificate, &other_key).unwrap_err().contains("cannot be used for TLS"));
+        assert!(both(&key, &key).unwrap_err().contains("cannot be used for TLS"));
+        config(&["--tls-cert", &certificate]).unwrap_err();
+    }
+}

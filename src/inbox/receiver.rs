@@ -180,3 +180,78 @@ fn check_signature(secret: Option<&SecretBytes>, request: &Received<'_>, now: Ti
         Err(error) => Signature::Wrong(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECRET: &[u8] = b"a-secret-of-the-inbox-under-test";
+
+    fn check(headers: &[(&'static str, &str)], body: &str, status: u16, what: &str) {
+        let headers: HeaderMap =
+            headers.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_str(v).unwrap())).collect();
+        let request = Received { method: &Method::POST, headers: &headers, body: body.as_bytes() };
+        let reply = answer(Some(&SecretBytes::new(SECRET.to_vec())), &request, Timestamp::UNIX_EPOCH);
+        assert_eq!((reply.status.as_u16(), reply.what.as_str()), (status, what));
+    }
+
+    #[test]
+    fn what_came_is_named_and_only_what_is_wrong_is_refused() {
+        let challenge = r#"{"type":"webhook.verification","challenge":"abc"}"#;
+        check(&[], "{}", 204, "event, unsigned");
+        check(&[("impira-signature", "00")], "{}", 401, "refused: signature wrong (the signature does not fit)");
+        check(
+            &[("webhook-signature", "v1,x")],
+            challenge,
+            401,
+            "refused: signature wrong (the header webhook-timestamp is missing)",
+        );
+        check(&[], challenge, 200, "challenge, answered, unsigned");
+        check(&[("webhook-challenge", "abc")], challenge, 200, "challenge, answered, unsigned");
+        check(&[("webhook-challenge", "other")], challenge, 204, "event, unsigned");
+        check(&[("x-improvado-challenge", "abc")], "", 403, "Improvado challenge, refused: token wrong");
+    }
+
+    #[test]
+    fn a_proof_is_given_only_to_who_signed() {
+        let body = br#"{"type":"webhook.verification","challenge":"abc"}"#;
+        let secret = SecretBytes::new(SECRET.to_vec());
+        let keys = SigningKeys::new(SigningKey::parse(Dialect::Impira, secret.clone()).unwrap(), None);
+        let message = sign::Message { id: "chk_1", time: Timestamp::UNIX_EPOCH, body };
+        let signature = sign::sign(Dialect::Impira, &keys, &message).remove(0).1;
+        let mut headers = HeaderMap::new();
+        let ask = |headers: &HeaderMap, secret: Option<&SecretBytes>| {
+            answer(secret, &Received { method: &Method::POST, headers, body }, Timestamp::UNIX_EPOCH).body
+        };
+        assert!(!ask(&headers, Some(&secret)).contains("proof"));
+        headers.insert("impira-signature", signature.parse().unwrap());
+        assert!(ask(&headers, Some(&secret)).contains("proof"));
+        assert!(!ask(&headers, None).contains("proof"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_makes_it_panic_or_print_what_it_sent(
+            method in "POST|GET|OPTIONS|PUT",
+            values in proptest::collection::vec("[ -~]{0,40}", 12),
+            body in prop_oneof![any::<Vec<u8>>(), "\\{\"type\":\"webhook.verification\",\"challenge\":\"[a-z]*\"\\}".prop_map(String::into_bytes)],
+        ) {
+            let names = [
+                "webhook-id", "webhook-timestamp", "webhook-signature", "webhook-challenge", "x-improvado-signature",
+                "x-improvado-challenge", "x-improvado-verify-token", "x-webhook-signature", "impira-signature",
+                "webhook-request-origin", "content-type", "x-other",
+            ];
+            let values = values.iter().map(|v| HeaderValue::from_str(&format!("zq7canary{v}")).unwrap());
+            let headers: HeaderMap = names.map(HeaderName::from_static).into_iter().zip(values).collect();
+            let method: Method = method.parse().unwrap();
+            let request = Received { method: &method, headers: &headers, body: &body };
+            for secret in [None, Some(SecretBytes::new(SECRET.to_vec())), Some(SecretBytes::new(vec![1]))] {
+                let reply = answer(secret.as_ref(), &request, Timestamp::UNIX_EPOCH);
+                prop_assert!(!reply.what.is_empty() && !reply.what.contains("zq7canary"));
+            }
+        }
+    }
+}
