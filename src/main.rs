@@ -1,6 +1,10 @@
 //! The `posthorn` binary: every role is a subcommand.
 
 use clap::{Parser, Subcommand};
+use posthorn::{
+    delivery,
+    runtime::{logging, shutdown},
+};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -20,12 +24,15 @@ enum Role {
         #[arg(long)]
         output: Option<std::path::PathBuf>,
     },
+    /// Run a pod of a DeliveryPool: index, probes, internal API.
+    Delivery(Box<delivery::DeliveryArguments>),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().role {
         Role::Inbox(arguments) => inbox(arguments),
         Role::Crds { output } => print_crds(output.as_deref()),
+        Role::Delivery(arguments) => run_delivery(*arguments),
     }
 }
 
@@ -39,6 +46,15 @@ async fn inbox(arguments: posthorn::inbox::arguments::Arguments) -> anyhow::Resu
         tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     posthorn::inbox::run(config, listener, shutdown).await;
     Ok(())
+}
+
+fn run_delivery(arguments: delivery::DeliveryArguments) -> anyhow::Result<()> {
+    logging::init(arguments.log_format);
+    let threads = arguments.worker_threads.into();
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?.block_on(async {
+        let shutdown = shutdown::on_signal()?;
+        Ok(delivery::run(arguments, shutdown).await?)
+    })
 }
 
 fn print_crds(output: Option<&std::path::Path>) -> anyhow::Result<()> {
