@@ -18,6 +18,7 @@ pub mod reason;
 pub mod schema;
 pub mod secret_ref;
 pub mod subscription;
+pub mod subscription_rules;
 pub mod webhook;
 pub mod webhook_delivery;
 
