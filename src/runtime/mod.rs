@@ -2,6 +2,11 @@
 //! shutdown, the clock, secrets in memory. Knows nothing of webhooks.
 
 pub mod clock;
+pub mod connections;
+pub mod health;
 pub mod logging;
+pub mod metrics;
 pub mod secret;
+pub mod server;
 pub mod shutdown;
+pub mod tls;
