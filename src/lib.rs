@@ -4,5 +4,7 @@
 //! lower ones; `tests/it/tidy.rs` holds that.
 
 pub mod api;
+pub mod dialect;
 pub mod runtime;
+pub mod verify;
 pub mod wire;
