@@ -5,5 +5,7 @@
 
 pub mod api;
 pub mod controller;
+pub mod dialect;
 pub mod runtime;
+pub mod verify;
 pub mod wire;
