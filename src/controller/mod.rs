@@ -4,3 +4,13 @@
 pub mod internal;
 pub mod names;
 pub mod pool;
+
+pub mod backoff;
+pub mod cache;
+pub mod client;
+pub mod feed;
+pub mod key;
+pub mod leader;
+pub mod metrics;
+pub mod mirror;
+pub mod pods;
