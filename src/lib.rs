@@ -4,5 +4,6 @@
 //! lower ones; `tests/it/tidy.rs` holds that.
 
 pub mod api;
+pub mod controller;
 pub mod runtime;
 pub mod wire;
