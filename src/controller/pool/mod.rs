@@ -158,7 +158,7 @@ async fn reconcile(pool: Arc<DeliveryPool>, context: Arc<Context>) -> Result<Act
         Ok(valid) => valid,
         Err(invalid) => return settle(&pool, &context, &Outcome::Invalid(&invalid), now).await,
     };
-    if let Err(error) = trust(&context, &name, now).await {
+    if let Err(error) = trust(&context, &pool, now).await {
         settle(&pool, &context, &Outcome::Untrusted(&error), now).await?;
         return Err(error.into());
     }
@@ -180,7 +180,7 @@ async fn reconcile(pool: Arc<DeliveryPool>, context: Arc<Context>) -> Result<Act
 }
 
 /// The Secrets that the pods mount must exist before the pods.
-async fn trust(context: &Context, pool: &str, now: Timestamp) -> Result<(), internal::Error> {
+async fn trust(context: &Context, pool: &DeliveryPool, now: Timestamp) -> Result<(), internal::Error> {
     let Context { client, release_namespace, settings: _ } = context;
     internal::ensure(client, release_namespace, now).await?;
     internal::ensure_serving_certificate(client, release_namespace, pool, now).await
