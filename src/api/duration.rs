@@ -125,8 +125,8 @@ impl JsonSchema for Gep2257Duration {
 mod tests {
     use super::*;
 
-    fn check(text: &str, expected_ms: Option<u64>) {
-        let parsed = text.parse::<Gep2257Duration>().ok().map(|d| d.0.as_millis() as u64);
+    fn check(text: &str, expected_ms: Option<u128>) {
+        let parsed = text.parse::<Gep2257Duration>().ok().map(|d| d.0.as_millis());
         assert_eq!(parsed, expected_ms, "{text:?}");
     }
 

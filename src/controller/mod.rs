@@ -4,6 +4,7 @@
 pub mod internal;
 pub mod names;
 pub mod pool;
+<<<<<<< HEAD
 
 pub mod backoff;
 pub mod cache;
@@ -22,3 +23,5 @@ pub mod secrets;
 pub mod subscription;
 pub mod views;
 pub mod webhook;
+=======
+>>>>>>> pool

@@ -1,6 +1,7 @@
 //! Integration tests that need no cluster, in one binary: linking is what
 //! costs the time.
-#![allow(missing_docs, reason = "tests are named as sentences")]
+#![allow(missing_docs, unreachable_pub, reason = "tests are named as sentences, and nobody links them")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test that fails should panic")]
 
 mod crds;
 mod tidy;

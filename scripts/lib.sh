@@ -1,0 +1,59 @@
+# Shared by the scripts beside it; to be sourced by bash.
+# Steps show what runs and how long it took; the first failure names its step.
+set -euo pipefail
+
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+CACHE=${POSTHORN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/posthorn}
+RELEASE_NAMESPACE=posthorn-system
+IMAGE=${IMAGE:-posthorn:dev}
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$REPOSITORY/target}
+mkdir -p "$CACHE"
+
+# step TEXT COMMAND…: runs the command; its output appears as it comes.
+step() {
+  local text=$1 start=$SECONDS
+  shift
+  printf '\n==> %s\n' "$text" >&2
+  if ! "$@"; then
+    printf '==> FAILED after %d s: %s\n' $((SECONDS - start)) "$text" >&2
+    return 1
+  fi
+  printf '==> done in %d s: %s\n' $((SECONDS - start)) "$text" >&2
+}
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# need PROGRAM HINT: one clear line for what is missing.
+need() {
+  command -v "$1" >/dev/null 2>&1 || die "$1 is missing: $2"
+}
+
+# apt_need PROGRAM PACKAGE: installs a Debian package where we may, else says so.
+apt_need() {
+  command -v "$1" >/dev/null 2>&1 && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    step "Installing the Debian package $2" bash -c "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $2 >/dev/null"
+  else
+    die "$1 is missing: install the package $2 (Debian: apt-get install $2)"
+  fi
+}
+
+toolchains() {
+  apt_need cc build-essential
+  apt_need curl curl
+  need cargo "install Rust 1.90 or later with rustup"
+  need go "install Go 1.26 or later"
+}
+
+# The binary that is the whole test cluster: Kubernetes, etcd, Helm, CoreDNS.
+cluster_binary() {
+  "$REPOSITORY/tests/cluster/build.sh"
+}
+
+# The image as an archive; prints its path.
+image_archive() {
+  "$REPOSITORY/scripts/image.sh"
+}

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# What `make test` runs. Cheap checks first; the cluster tests last.
+. "$(dirname "$0")/lib.sh"
+
+cd "$REPOSITORY"
+start=$SECONDS
+toolchains
+step "Format" cargo fmt --check
+step "Lints" cargo clippy --quiet --locked --all-targets -- -D warnings
+step "Unit and integration tests" cargo test --locked --lib --bins --test it
+step "Licences and sources of dependencies" scripts/deny.sh
+step "Tests of the image tool" bash -c 'cd image && go vet ./... && go test ./...'
+step "Tests of the cluster harness" bash -c 'cd tests/cluster && go test ./harness/...'
+step "Cluster tests" scripts/test-cluster.sh
+printf '\nAll tests passed in %d s.\n' $((SECONDS - start))
