@@ -3,9 +3,14 @@
 //! `ARCHITECTURE.md` has the map. Modules have levels and import only from
 //! lower ones; `tests/it/tidy.rs` holds that.
 
+pub mod access;
 pub mod api;
 pub mod controller;
+pub mod delivery;
 pub mod dialect;
+pub mod egress;
+pub mod policy;
+pub mod routing;
 pub mod runtime;
 pub mod verify;
 pub mod wire;

@@ -1,6 +1,10 @@
 //! The `posthorn` binary: every role is a subcommand.
 
 use clap::{Parser, Subcommand};
+use posthorn::{
+    controller, delivery,
+    runtime::{logging, shutdown},
+};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -17,12 +21,35 @@ enum Role {
         #[arg(long)]
         output: Option<std::path::PathBuf>,
     },
+    /// Verify endpoints, keep pools, write every status; two replicas elect one.
+    Controller(Box<controller::ControllerArguments>),
+    /// Run a pod of a DeliveryPool: index, probes, internal API.
+    Delivery(Box<delivery::DeliveryArguments>),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().role {
         Role::Crds { output } => print_crds(output.as_deref()),
+        Role::Controller(arguments) => run_controller(*arguments),
+        Role::Delivery(arguments) => run_delivery(*arguments),
     }
+}
+
+fn run_controller(arguments: controller::ControllerArguments) -> anyhow::Result<()> {
+    logging::init(arguments.log_format);
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let shutdown = shutdown::on_signal()?;
+        Ok(controller::run(arguments, shutdown).await?)
+    })
+}
+
+fn run_delivery(arguments: delivery::DeliveryArguments) -> anyhow::Result<()> {
+    logging::init(arguments.log_format);
+    let threads = arguments.worker_threads.into();
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?.block_on(async {
+        let shutdown = shutdown::on_signal()?;
+        Ok(delivery::run(arguments, shutdown).await?)
+    })
 }
 
 fn print_crds(output: Option<&std::path::Path>) -> anyhow::Result<()> {

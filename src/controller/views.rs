@@ -28,7 +28,8 @@ pub struct WebhookFacts {
 #[derive(Default)]
 pub struct Views {
     namespaces: Mutex<Mirror<Box<str>>>,
-    pools: Mutex<Mirror<Arc<DeliveryPoolSpec>>>,
+    /// None for a pool that cannot be read: what it allows is not known.
+    pools: Mutex<Mirror<Option<Arc<DeliveryPoolSpec>>>>,
     webhooks: Mutex<Mirror<WebhookFacts>>,
     subscriptions: Mutex<References>,
 }
@@ -49,7 +50,7 @@ impl Views {
 
     /// The spec of a pool.
     pub fn pool(&self, name: &str) -> Option<Arc<DeliveryPoolSpec>> {
-        lock(&self.pools).get(&ObjectKey::new("", name)).cloned()
+        lock(&self.pools).get(&ObjectKey::new("", name)).cloned().flatten()
     }
 
     /// How a Webhook stands.
@@ -74,9 +75,9 @@ impl Views {
 
     /// Takes in an event of pools. Returns those that changed, and whether each
     /// still exists.
-    pub fn on_pool(&self, event: &Event<DeliveryPool>) -> Vec<(Box<str>, bool)> {
+    pub fn on_pool(&self, event: &Event<Cached<DeliveryPool>>) -> Vec<(Box<str>, bool)> {
         let mut pools = lock(&self.pools);
-        let changed = pools.on(event, |pool| Arc::new(pool.spec.clone()));
+        let changed = pools.on(event, |pool| pool.object().ok().map(|pool| Arc::new(pool.spec)));
         changed.into_iter().map(|(key, _)| (key.name.clone(), pools.get(&key).is_some())).collect()
     }
 
@@ -88,14 +89,15 @@ impl Views {
         changed.into_iter().map(|(key, _)| (key.clone(), webhooks.get(&key).is_some())).collect()
     }
 
-    /// Takes in an event of Subscriptions.
-    pub fn on_subscription(&self, event: &Event<Cached<Subscription>>) {
-        lock(&self.subscriptions).on(event);
+    /// Takes in an event of Subscriptions. Returns those that are gone.
+    pub fn on_subscription(&self, event: &Event<Cached<Subscription>>) -> Vec<ObjectKey> {
+        lock(&self.subscriptions).on(event)
     }
 }
 
 impl References {
-    fn on(&mut self, event: &Event<Cached<Subscription>>) {
+    fn on(&mut self, event: &Event<Cached<Subscription>>) -> Vec<ObjectKey> {
+        let mut gone = Vec::new();
         let webhook_name = |cached: &Cached<Subscription>| {
             cached.object().map(|subscription| subscription.spec.webhook_ref.name.into_boxed_str()).unwrap_or_default()
         };
@@ -103,11 +105,15 @@ impl References {
             if let Some(old) = old {
                 self.unlink(&ObjectKey::new(&key.namespace, &old), &key.name);
             }
-            if let Some(webhook) = self.webhook_of.get(&key) {
-                let webhook = ObjectKey::new(&key.namespace, webhook);
-                self.subscriptions_of.entry(webhook).or_default().insert(key.name);
+            match self.webhook_of.get(&key) {
+                Some(webhook) => {
+                    let webhook = ObjectKey::new(&key.namespace, webhook);
+                    self.subscriptions_of.entry(webhook).or_default().insert(key.name);
+                }
+                None => gone.push(key),
             }
         }
+        gone
     }
 
     fn unlink(&mut self, webhook: &ObjectKey, subscription: &str) {

@@ -41,6 +41,12 @@ impl MetricsRegistry {
         self.0.sub_registry_with_prefix("posthorn").register(name, help, metric);
     }
 
+    /// Adds a collector: what is read at each scrape. It names its metrics in
+    /// full, with the prefix.
+    pub fn register_collector(&mut self, collector: impl Collector) {
+        self.0.register_collector(Box::new(collector));
+    }
+
     /// The present values as OpenMetrics text.
     ///
     /// # Errors

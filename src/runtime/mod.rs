@@ -10,3 +10,4 @@ pub mod secret;
 pub mod server;
 pub mod shutdown;
 pub mod tls;
+pub mod tls_files;

@@ -27,7 +27,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("access", 2),
     ("routing::index", 2),
     ("routing", 3),
-    ("delivery", 3),
+    ("delivery", 4),
     ("inbox", 3),
     ("controller", 4),
     ("cli", 4),

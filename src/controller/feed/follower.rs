@@ -4,11 +4,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{task::AbortHandle, time::sleep};
 
-use super::Feeds;
+use super::{Change, Feeds};
 use crate::{
-    controller::{backoff::Backoff, key::ObjectKey, metrics::Metrics, pods::PodClient},
+    controller::{backoff::Backoff, metrics::Metrics, pods::PodClient},
     runtime::clock,
-    wire::index_feed::FeedKind,
 };
 
 /// First wait after a failed poll.
@@ -18,8 +17,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Polls in a row that failed before it is worth a warning: a pod's restart takes some.
 const FAILURES_BEFORE_WARNING: u32 = 5;
 
-/// Told of every object about which a pool's index changed.
-pub type OnChange = Arc<dyn Fn(FeedKind, &ObjectKey) + Send + Sync>;
+/// Told of every change of a pool's index.
+pub type OnChange = Arc<dyn Fn(Change) + Send + Sync>;
 
 /// One task for each pool that there is.
 pub struct Followers {
@@ -75,9 +74,7 @@ async fn follow(pool: String, feeds: Feeds, pods: PodClient, metrics: Metrics, o
             Ok(page) => {
                 answered_at = clock::monotonic();
                 backoff.reset();
-                for (kind, key) in feeds.apply(&pool, page) {
-                    on_change(kind, &key);
-                }
+                feeds.apply(&pool, page).into_iter().for_each(|change| on_change(change));
             }
             Err(error) => {
                 let failures = backoff.failures();

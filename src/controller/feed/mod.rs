@@ -26,6 +26,9 @@ pub enum Indexed {
     Yes,
     /// It has not, or not yet.
     No,
+    /// Nobody knows: the pool has not told its whole index since this controller
+    /// began. What a status said before stands.
+    Unknown,
     /// It cannot use it, for this reason.
     Refused(String),
 }
@@ -48,6 +51,17 @@ pub struct FeedState {
     entries: Entries,
     /// The entries of the pod's former life, until its new one is complete.
     former: Option<Entries>,
+    /// Whether the whole index was told at least once.
+    is_known: bool,
+}
+
+/// What a page changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// What the index has of this object.
+    Object(FeedKind, ObjectKey),
+    /// The whole index of this pool is known for the first time.
+    Pool(String),
 }
 
 impl FeedState {
@@ -106,6 +120,7 @@ impl FeedState {
                 None => Indexed::Yes,
                 Some(error) => Indexed::Refused(error.to_string()),
             },
+            None if !self.is_known => Indexed::Unknown,
             _ => Indexed::No,
         }
     }
@@ -124,15 +139,22 @@ pub struct Feeds {
 impl Feeds {
     /// Whether the pool's index has this generation of this object.
     pub fn indexed(&self, pool: &str, kind: FeedKind, key: &ObjectKey, uid: &str, generation: i64) -> Indexed {
-        self.lock().get(pool).map_or(Indexed::No, |state| state.indexed(kind, key, uid, generation))
+        self.lock().get(pool).map_or(Indexed::Unknown, |state| state.indexed(kind, key, uid, generation))
     }
 
     fn query(&self, pool: &str) -> FeedQuery {
         self.lock().entry(pool.to_owned()).or_default().query()
     }
 
-    fn apply(&self, pool: &str, page: FeedPage) -> Vec<(FeedKind, ObjectKey)> {
-        self.lock().entry(pool.to_owned()).or_default().apply(page)
+    fn apply(&self, pool: &str, page: FeedPage) -> Vec<Change> {
+        let mut pools = self.lock();
+        let state = pools.entry(pool.to_owned()).or_default();
+        let was_known = state.is_known;
+        let changed = state.apply(page);
+        if state.is_known && !was_known {
+            return vec![Change::Pool(pool.to_owned())];
+        }
+        changed.into_iter().map(|(kind, key)| Change::Object(kind, key)).collect()
     }
 
     fn forget(&self, pool: &str) {
@@ -187,6 +209,19 @@ mod tests {
         check(&state, "a", "another", 2, Indexed::No);
         check(&state, "b", "u", 1, Indexed::No);
         assert_eq!(state.query(), FeedQuery { instance: "i".into(), after: 5 });
+    }
+
+    #[test]
+    fn before_the_whole_index_was_told_nobody_knows_what_it_lacks() {
+        let mut state = FeedState::default();
+        state.apply(page("i", "reset syncing", 1, &[("a", Some(1))]));
+        check(&state, "a", "u", 1, Indexed::Yes);
+        check(&state, "a", "u", 2, Indexed::No);
+        check(&state, "b", "u", 1, Indexed::Unknown);
+        state.apply(page("i", "more", 2, &[]));
+        check(&state, "b", "u", 1, Indexed::Unknown);
+        state.apply(page("i", "", 3, &[]));
+        check(&state, "b", "u", 1, Indexed::No);
     }
 
     #[test]

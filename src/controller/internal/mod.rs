@@ -13,11 +13,7 @@ mod secrets;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 
-<<<<<<< HEAD
-use crate::runtime::secret::SecretBytes;
-=======
 use crate::{api::DeliveryPool, runtime::secret::SecretBytes};
->>>>>>> pool
 
 pub use secrets::Error;
 
@@ -65,31 +61,21 @@ pub async fn ensure(client: &Client, release_namespace: &str, now: Timestamp) ->
 }
 
 /// Makes or renews the serving certificate of a pool's pods. To be repeated: it
-<<<<<<< HEAD
-/// does nothing while the certificate is good for long enough.
-=======
 /// does nothing while the certificate is good for long enough. The Secret goes
 /// when the pool goes.
->>>>>>> pool
 ///
 /// # Errors
 /// If the API server refuses, or if a Secret is damaged.
 pub async fn ensure_serving_certificate(
     client: &Client,
     release_namespace: &str,
-<<<<<<< HEAD
-    pool: &str,
-=======
     pool: &DeliveryPool,
->>>>>>> pool
     now: Timestamp,
 ) -> Result<(), Error> {
     let secrets = secrets::Secrets::new(client, release_namespace);
     let authority = secrets.ensure_authority(now).await?;
     secrets.ensure_serving_certificate(&authority, pool, now).await
 }
-<<<<<<< HEAD
-=======
 
 #[cfg(test)]
 mod tests {
@@ -276,4 +262,3 @@ mod tests {
         assert_eq!((owner.kind.as_str(), owner.name.as_str(), owner.uid.as_str()), ("DeliveryPool", "sturdy", "6d1c"));
     }
 }
->>>>>>> pool

@@ -4,11 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
 use kube::{
-<<<<<<< HEAD
-    Api, Client, ResourceExt,
-=======
     Api, Client, Resource, ResourceExt,
->>>>>>> pool
     api::{ObjectMeta, PostParams},
 };
 
@@ -18,11 +14,7 @@ use super::{
     pod_host, tls_secret_name,
 };
 use crate::{
-<<<<<<< HEAD
-    api::FIELD_MANAGER,
-=======
     api::{DeliveryPool, FIELD_MANAGER, POOL_LABEL},
->>>>>>> pool
     controller::names,
     runtime::{
         clock,
@@ -135,14 +127,6 @@ impl<'a> Secrets<'a> {
     pub(super) async fn ensure_serving_certificate(
         &self,
         authority: &Authority,
-<<<<<<< HEAD
-        pool: &str,
-        now: Timestamp,
-    ) -> Result<(), Error> {
-        let name = tls_secret_name(pool);
-        let existing = self.maybe_get(&name).await?;
-        let verdict = existing.as_ref().map(|secret| judge_serving(secret, authority, pool, self.namespace, now));
-=======
         pool: &DeliveryPool,
         now: Timestamp,
     ) -> Result<(), Error> {
@@ -150,7 +134,6 @@ impl<'a> Secrets<'a> {
         let name = tls_secret_name(&pool_name);
         let existing = self.maybe_get(&name).await?;
         let verdict = existing.as_ref().map(|secret| judge_serving(secret, authority, &pool_name, self.namespace, now));
->>>>>>> pool
         if verdict == Some(Verdict::Good) {
             return Ok(());
         }
@@ -161,11 +144,7 @@ impl<'a> Secrets<'a> {
             return Err(self.damaged(&name, "it is absent or about to end", CURE_GIVEN_AUTHORITY));
         };
         tracing::info!(secret = %name, reason = ?verdict, "making the serving certificate of a pool");
-<<<<<<< HEAD
-        let made = certificate::make_serving(key, &serving_names(pool, self.namespace), now)
-=======
         let made = certificate::make_serving(key, &serving_names(&pool_name, self.namespace), now)
->>>>>>> pool
             .map_err(|source| self.cannot_make(&name, source))?;
         let data = [
             (TLS_CERTIFICATE, made.certificate_pem.as_bytes()),
@@ -211,10 +190,7 @@ impl<'a> Secrets<'a> {
     /// it to that one: its certificate is as good.
     async fn renew(&self, name: &str, mut existing: Secret, wanted: Secret) -> Result<(), Error> {
         existing.data = wanted.data;
-<<<<<<< HEAD
-=======
         existing.metadata.owner_references = wanted.metadata.owner_references;
->>>>>>> pool
         existing.metadata.managed_fields = None;
         match self.api.replace(name, &post_params(), &existing).await {
             Ok(_) => Ok(()),
@@ -304,22 +280,13 @@ fn text(secret: &Secret, key: &str) -> Option<String> {
 fn new_secret<'a>(
     name: &str,
     type_: &str,
-<<<<<<< HEAD
-    maybe_pool: Option<&str>,
-=======
     maybe_pool: Option<&DeliveryPool>,
->>>>>>> pool
     data: impl IntoIterator<Item = (&'a str, &'a [u8])>,
 ) -> Secret {
     let mut labels = BTreeMap::from([
         (names::NAME_LABEL.to_owned(), names::NAME.to_owned()),
         (names::MANAGED_BY_LABEL.to_owned(), names::MANAGED_BY.to_owned()),
     ]);
-<<<<<<< HEAD
-    labels.extend(maybe_pool.map(|pool| (crate::api::POOL_LABEL.to_owned(), pool.to_owned())));
-    Secret {
-        metadata: ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..ObjectMeta::default() },
-=======
     labels.extend(maybe_pool.map(|pool| (POOL_LABEL.to_owned(), pool.name_any())));
     Secret {
         metadata: ObjectMeta {
@@ -328,7 +295,6 @@ fn new_secret<'a>(
             owner_references: maybe_pool.and_then(|pool| pool.controller_owner_ref(&())).map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
->>>>>>> pool
         type_: Some(type_.to_owned()),
         data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), ByteString(value.to_vec()))).collect()),
         ..Secret::default()

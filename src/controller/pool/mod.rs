@@ -4,19 +4,6 @@
 //! A reconcile is gather → validate → plan → apply → status. Only gather, apply
 //! and status hold a client. Everything is applied server-side by one field
 //! manager and by force on our own fields, so a change by hand is put back,
-<<<<<<< HEAD
-//! and fields that others own stay theirs.
-
-pub mod settings;
-
-use std::sync::Arc;
-
-use kube::Client;
-use tokio_util::sync::CancellationToken;
-
-pub use settings::PoolSettings;
-
-=======
 //! and fields that others own stay theirs. What is in place is not written again.
 
 mod apply;
@@ -71,7 +58,6 @@ const STARTING_INTERVAL: Duration = Duration::from_secs(10);
 /// Time until a failed reconcile is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
->>>>>>> pool
 /// What the reconciliation of pools needs.
 #[derive(Clone)]
 pub struct Context {
@@ -83,12 +69,6 @@ pub struct Context {
     pub settings: PoolSettings,
 }
 
-<<<<<<< HEAD
-/// Keeps every DeliveryPool in shape until `shutdown`. To be run by the elected
-/// controller alone; makes the pool `default` first if the settings hold one.
-pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
-    let _ = (context, shutdown);
-=======
 /// A reconcile failed. One variant a step.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -221,5 +201,4 @@ async fn settle(
 
 fn retry(_: Arc<DeliveryPool>, _: &Error, _: Arc<Context>) -> Action {
     Action::requeue(RETRY_INTERVAL)
->>>>>>> pool
 }

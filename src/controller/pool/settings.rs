@@ -23,8 +23,6 @@ pub struct PoolSettings {
     pub default_pool: Option<String>,
 }
 
-<<<<<<< HEAD
-=======
 impl PoolSettings {
     /// PriorityClass of the delivery pods; a variable that is set to nothing
     /// counts as absent.
@@ -43,7 +41,6 @@ impl PoolSettings {
     }
 }
 
->>>>>>> pool
 /// When nodes pull an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum PullPolicy {
@@ -68,8 +65,6 @@ impl PullPolicy {
         }
     }
 }
-<<<<<<< HEAD
-=======
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -105,4 +100,3 @@ pub(super) mod tests {
         assert_eq!(settings.pull_secrets().count(), 0);
     }
 }
->>>>>>> pool

@@ -10,13 +10,15 @@ use crate::{
         condition::{self, WantedCondition},
         subscription_rules,
     },
-    controller::{feed::Indexed, views::WebhookFacts},
+    controller::{feed::Indexed, views::WebhookFacts, webhook::plan::was_programmed},
 };
 
 /// For so long after its creation a Subscription's first status waits for its
 /// Webhook to be verified: applied together, both are ready within that time,
 /// and two writes become one.
 pub const FIRST_STATUS_HOLD: Duration = Duration::from_secs(2);
+
+const PROGRAMMED: &str = "The delivery pods have this generation of the Subscription.";
 
 /// What the status depends on beside the object.
 pub struct Facts {
@@ -79,7 +81,7 @@ fn conditions(subscription: &Subscription, facts: &Facts) -> (Vec<WantedConditio
         accepted(subscription),
         webhook_found(subscription, facts),
         webhook_verified(subscription, facts),
-        programmed(facts),
+        programmed(subscription, facts),
     ];
     let blocker = parts.iter().find(|part| part.status != ConditionStatus::True);
     let suspended = subscription.spec.suspend.unwrap_or(false);
@@ -144,14 +146,14 @@ fn webhook_verified(subscription: &Subscription, facts: &Facts) -> WantedConditi
     }
 }
 
-fn programmed(facts: &Facts) -> WantedCondition {
+fn programmed(subscription: &Subscription, facts: &Facts) -> WantedCondition {
+    let told = subscription.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     match &facts.indexed {
-        Indexed::Yes => holds(
-            ConditionType::Programmed,
-            Reason::Programmed,
-            "The delivery pods have this generation of the Subscription.",
-        ),
-        Indexed::No => {
+        Indexed::Unknown if was_programmed(told, facts.generation) => {
+            holds(ConditionType::Programmed, Reason::Programmed, PROGRAMMED)
+        }
+        Indexed::Yes => holds(ConditionType::Programmed, Reason::Programmed, PROGRAMMED),
+        Indexed::No | Indexed::Unknown => {
             let message = "The delivery pods do not have this generation of the Subscription yet. If it lasts, see the DeliveryPool's condition Ready.";
             fails(ConditionType::Programmed, Reason::NotProgrammed, message.to_owned())
         }
@@ -251,6 +253,17 @@ mod tests {
         assert_eq!(wait(1), Plan::Hold(Duration::from_secs(1)));
         assert!(matches!(wait(2), Plan::Write(_)));
         assert!(matches!(wait(-60), Plan::Write(_)), "a wrong clock is no reason to wait");
+    }
+
+    #[test]
+    fn a_controller_that_just_began_takes_nothing_back() {
+        let mut settled = subscription(json!(["a"]), json!({}));
+        let Plan::Write(status) = plan(&settled, &facts(Some(true), Indexed::Yes, 5)) else { panic!() };
+        settled.status = Some(status);
+        assert_eq!(plan(&settled, &facts(Some(true), Indexed::Unknown, 500)), Plan::Settled);
+        let next_generation = Facts { generation: 3, ..facts(Some(true), Indexed::Unknown, 500) };
+        let Plan::Write(status) = plan(&settled, &next_generation) else { panic!() };
+        assert!(!condition::is_true(&status.conditions, ConditionType::Programmed));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
 use super::{
     gather::{Gathered, ProbeView},
     validate::{Endpoint, Validated},
@@ -71,7 +73,8 @@ pub fn plan(gathered: &Gathered, validated: &Validated<'_>, key: &FingerprintKey
     let verification = verification(gathered, validated, key, &previous);
     let programmed = match &gathered.indexed {
         Indexed::Yes => Programmed::Yes,
-        Indexed::No => Programmed::No,
+        Indexed::Unknown if was_programmed(&previous.conditions, gathered.generation) => Programmed::Yes,
+        Indexed::No | Indexed::Unknown => Programmed::No,
         Indexed::Refused(error) => Programmed::Refused(format!("The delivery pods cannot use this Webhook: {error}")),
     };
     let problem = validated.maybe_problem.as_ref().or(verification.maybe_problem.as_ref());
@@ -213,6 +216,12 @@ fn situation<'a>(
         keys_changed,
         checked,
     }
+}
+
+/// Whether these conditions say that the pods have this generation.
+pub fn was_programmed(conditions: &[Condition], generation: i64) -> bool {
+    let told = condition::find(conditions, ConditionType::Programmed);
+    told.is_some_and(|told| told.status == "True" && told.observed_generation == Some(generation))
 }
 
 /// What tells the outcome for one endpoint and method from that for another.

@@ -1,0 +1,357 @@
+//! One request, one answer, within a budget.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode,
+    header::{
+        ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+    },
+};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper_util::{
+    client::legacy::{self, connect::capture_connection},
+    rt::{TokioExecutor, TokioTimer},
+};
+use rustls::RootCertStore;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    connector::{Connector, Dialer, Guard, OpenConnections},
+    error::{EgressError, Failure},
+    resolver::Resolve,
+    tls::{self, TlsError},
+};
+use crate::{
+    policy::egress::{Destination, EgressPolicy},
+    wire::probe::TlsMaterial,
+};
+
+/// Bytes of an answer's status line and headers at most.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Headers of an answer at most.
+pub const HEADERS_MAX: usize = 100;
+/// Time after which an idle connection is closed.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Idle connections to one host at most: the highest concurrency of a Webhook.
+pub const IDLE_PER_HOST_MAX: usize = 64;
+/// Clients with TLS settings of their own that are kept.
+pub const TLS_CLIENTS_MAX: usize = 256;
+
+/// What every request says of its sender.
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("posthorn/", env!("CARGO_PKG_VERSION")));
+/// An answer is read as it comes, so it must not come compressed.
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+/// Headers that frame the message: the client sets them, nobody else.
+const FRAMING: [HeaderName; 8] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, TE, TRAILER, UPGRADE, EXPECT];
+
+/// What to send.
+#[derive(Clone)]
+pub struct EgressRequest {
+    /// The method.
+    pub method: Method,
+    /// Headers beside those that the client sets: Host, Content-Length,
+    /// User-Agent and Accept-Encoding.
+    pub headers: HeaderMap,
+    /// The body; empty for none.
+    pub body: Bytes,
+}
+
+impl EgressRequest {
+    /// A request from texts.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`] if the method or a header cannot be sent.
+    pub fn parse<'a>(
+        method: &str,
+        headers: impl IntoIterator<Item = (&'a str, &'a str)>,
+        body: impl Into<Bytes>,
+    ) -> Result<Self, InvalidRequest> {
+        let method = Method::from_bytes(method.as_bytes()).map_err(|_| InvalidRequest::Method)?;
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name = HeaderName::try_from(name).map_err(|_| InvalidRequest::HeaderName)?;
+            let parsed = HeaderValue::try_from(value);
+            let mut value = parsed.map_err(|_| InvalidRequest::HeaderValue { name: name.as_str().to_owned() })?;
+            value.set_sensitive(true);
+            map.append(name, value);
+        }
+        Ok(Self { method, headers: map, body: body.into() })
+    }
+}
+
+/// What cannot be made a request. Fit for a tenant; values are never repeated.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRequest {
+    /// Not a method of HTTP.
+    #[error("the method of the request is none that HTTP has")]
+    Method,
+    /// Not a header name.
+    #[error("the name of a header is none that HTTP allows")]
+    HeaderName,
+    /// Not a header value.
+    #[error("the value of the header {name} has characters that HTTP does not allow")]
+    HeaderValue {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Headers and body may be secrets.
+impl fmt::Debug for EgressRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EgressRequest({} {} headers {} bytes)", self.method, self.headers.len(), self.body.len())
+    }
+}
+
+/// How much an exchange may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// Wall time from the first look-up to the end of the answer's body.
+    pub total: Duration,
+    /// Bytes of the answer's body that are read; then the connection is closed.
+    pub body_bytes_max: usize,
+}
+
+/// What came back.
+#[derive(Clone)]
+pub struct EgressAnswer {
+    /// The status code, whatever it is: a redirect is an answer like others.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, as it came, up to the budget.
+    pub body: Bytes,
+    /// Whether the body was longer than the budget.
+    pub body_truncated: bool,
+}
+
+/// An answer may repeat the secrets that it was sent.
+impl fmt::Debug for EgressAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EgressAnswer({} {} headers {} bytes)", self.status, self.headers.len(), self.body.len())
+    }
+}
+
+/// Sends requests under one policy with one set of TLS settings. Cheap to clone;
+/// clones share their connections.
+#[derive(Clone)]
+pub struct Client {
+    http: legacy::Client<Connector, Full<Bytes>>,
+}
+
+impl Client {
+    fn new(connector: Connector) -> Self {
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
+            .http1_max_buf_size(HEAD_BYTES_MAX)
+            .http1_max_headers(HEADERS_MAX)
+            .set_host(false)
+            .build(connector);
+        Self { http }
+    }
+
+    /// Sends a request and reads the answer.
+    ///
+    /// # Flow
+    /// A pooled connection or a new one → the request → the head of the answer →
+    /// at most `body_bytes_max` of its body. A longer body is cut and its
+    /// connection closed, not drained. Dropping the future ends everything.
+    ///
+    /// # Guarantees
+    /// Ends within `budgets.total`. Reads no more than [`HEAD_BYTES_MAX`] and
+    /// `budgets.body_bytes_max` into memory. Sends nothing to an address that the
+    /// policy does not allow. Sends the request once; only one that was never
+    /// written, because its pooled connection was closed, is put on another.
+    ///
+    /// # Errors
+    /// [`EgressError`] if there is no complete answer.
+    pub async fn send(
+        &self,
+        destination: &Destination,
+        request: EgressRequest,
+        budgets: Budgets,
+    ) -> Result<EgressAnswer, EgressError> {
+        let deadline = Instant::now() + budgets.total;
+        let host = destination.host();
+        let mut request = assemble(destination, request)?;
+        let connection = capture_connection(&mut request);
+        let answer = match timeout_at(deadline, self.http.request(request)).await {
+            Ok(answer) => answer.map_err(|error| EgressError::from_exchange(host, error))?,
+            Err(_) if connection.connection_metadata().is_none() => {
+                return Err(EgressError::new(host, Failure::ConnectTimedOut));
+            }
+            Err(_) => return Err(EgressError::new(host, Failure::AnswerTimedOut(budgets.total))),
+        };
+        let (head, body) = answer.into_parts();
+        let (body, body_truncated) = match timeout_at(deadline, read_body(body, budgets.body_bytes_max)).await {
+            Ok(body) => body.map_err(|error| EgressError::from_body(host, error))?,
+            Err(_) => return Err(EgressError::new(host, Failure::BodyTimedOut(budgets.total))),
+        };
+        Ok(EgressAnswer { status: head.status, headers: head.headers, body, body_truncated })
+    }
+}
+
+fn assemble(destination: &Destination, request: EgressRequest) -> Result<Request<Full<Bytes>>, EgressError> {
+    let EgressRequest { method, headers, body } = request;
+    if FRAMING.iter().any(|name| headers.contains_key(name)) {
+        return Err(EgressError::new(destination.host(), Failure::Header));
+    }
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = destination.uri().clone();
+    *request.headers_mut() = headers;
+    let headers = request.headers_mut();
+    headers.insert(HOST, destination.host_header().clone());
+    headers.insert(ACCEPT_ENCODING, IDENTITY);
+    headers.entry(USER_AGENT).or_insert(AGENT);
+    Ok(request)
+}
+
+/// Reads at most so many bytes, and whether there are more.
+async fn read_body(mut body: Incoming, bytes_max: usize) -> Result<(Bytes, bool), hyper::Error> {
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(mut data) = frame?.into_data() else { continue };
+        let room = bytes_max - first.len() - all.len();
+        let is_too_long = data.len() > room;
+        data.truncate(room);
+        if all.is_empty() && first.is_empty() {
+            // Most answers come in one piece, which needs no copy.
+            first = data;
+        } else {
+            all.reserve(data.len());
+            all.extend_from_slice(&data);
+        }
+        if is_too_long {
+            return Ok((join(first, all), true));
+        }
+        if body.is_end_stream() {
+            break;
+        }
+    }
+    Ok((join(first, all), false))
+}
+
+fn join(first: Bytes, rest: BytesMut) -> Bytes {
+    if rest.is_empty() {
+        return first;
+    }
+    let mut all = BytesMut::with_capacity(first.len() + rest.len());
+    all.extend_from_slice(&first);
+    all.extend_from_slice(&rest);
+    all.freeze()
+}
+
+/// Clients by the hash of their TLS material, and when each was asked for last,
+/// in calls.
+#[derive(Default)]
+struct Cache {
+    clients: HashMap<[u8; 32], (Client, u64)>,
+    calls: u64,
+}
+
+impl Cache {
+    fn get(&mut self, key: &[u8; 32]) -> Option<Client> {
+        self.calls += 1;
+        let (client, used) = self.clients.get_mut(key)?;
+        *used = self.calls;
+        Some(client.clone())
+    }
+
+    fn insert(&mut self, key: [u8; 32], client: Client) {
+        if self.clients.len() >= TLS_CLIENTS_MAX {
+            let oldest = self.clients.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
+            oldest.and_then(|key| self.clients.remove(&key));
+        }
+        self.clients.insert(key, (client, self.calls));
+    }
+}
+
+/// The clients of a process under one policy: one for the public authorities, one
+/// for each other set of TLS settings.
+pub struct Clients {
+    guard: Guard,
+    policy: Arc<EgressPolicy>,
+    resolver: Arc<dyn Resolve>,
+    roots: Arc<RootCertStore>,
+    open: OpenConnections,
+    plain: Client,
+    by_material: Mutex<Cache>,
+}
+
+impl Clients {
+    /// Clients under a policy.
+    ///
+    /// # Errors
+    /// [`TlsError::Versions`], a mistake of ours.
+    pub fn new(
+        policy: Arc<EgressPolicy>,
+        resolver: Arc<dyn Resolve>,
+        roots: Arc<RootCertStore>,
+    ) -> Result<Self, TlsError> {
+        Self::with_open(policy, resolver, roots, OpenConnections::default())
+    }
+
+    /// Clients under a new policy. They share nothing with these but resolver,
+    /// authorities and the count of connections: a pooled connection that the new
+    /// policy forbids is never used again.
+    ///
+    /// # Errors
+    /// [`TlsError::Versions`], a mistake of ours.
+    pub fn renew(&self, policy: Arc<EgressPolicy>) -> Result<Self, TlsError> {
+        Self::with_open(policy, self.resolver.clone(), self.roots.clone(), self.open.clone())
+    }
+
+    fn with_open(
+        policy: Arc<EgressPolicy>,
+        resolver: Arc<dyn Resolve>,
+        roots: Arc<RootCertStore>,
+        open: OpenConnections,
+    ) -> Result<Self, TlsError> {
+        let guard = Guard::new(policy.clone(), resolver.clone());
+        let config = Arc::new(tls::configure(None, &roots)?);
+        let plain = Client::new(Connector::new(Dialer::new(guard.clone(), open.clone()), config));
+        Ok(Self { guard, policy, resolver, roots, open, plain, by_material: Mutex::default() })
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> &EgressPolicy {
+        &self.policy
+    }
+
+    /// How many connections are open.
+    pub fn open_connections(&self) -> usize {
+        self.open.count()
+    }
+
+    /// The client for these TLS settings; none means the public authorities.
+    /// Beyond [`TLS_CLIENTS_MAX`] the one that was used longest ago is forgotten.
+    ///
+    /// # Errors
+    /// [`TlsError`] if the settings cannot be used.
+    pub fn client(&self, material: Option<&TlsMaterial>) -> Result<Client, TlsError> {
+        let Some(material) = material else { return Ok(self.plain.clone()) };
+        let key = tls::fingerprint(material);
+        // A panic elsewhere leaves the map whole: every change is one operation.
+        let mut cache = self.by_material.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = cache.get(&key) {
+            return Ok(client);
+        }
+        let config = Arc::new(tls::configure(Some(material), &self.roots)?);
+        let client = Client::new(Connector::new(Dialer::new(self.guard.clone(), self.open.clone()), config));
+        cache.insert(key, client.clone());
+        Ok(client)
+    }
+}

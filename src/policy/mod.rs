@@ -1,0 +1,3 @@
+//! Decisions without I/O: values in (time and chance among them), values out.
+
+pub mod egress;
