@@ -6,7 +6,7 @@
 //! renewal for the Lease's duration on its own monotonic clock, or at once when
 //! the leader gave the Lease back. The leader gives up after [`RENEW_DEADLINE`]
 //! without a renewal, before anybody else may take over; the process then ends.
-//! Why not a crate: `docs/decisions/0003-own-lease.md`.
+//! Why not a crate: `docs/decisions/0004-own-lease.md`.
 
 use std::time::{Duration, Instant};
 

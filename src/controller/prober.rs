@@ -119,7 +119,7 @@ mod tests {
             let turns = turns.clone();
             tasks.spawn(async move {
                 let namespace = if index == busy { "quiet" } else { "busy" };
-                turns.run(namespace, tokio::time::sleep(Duration::from_secs(1))).await;
+                turns.run(namespace, async { tokio::time::sleep(Duration::from_secs(1)).await }).await;
                 (namespace, start.elapsed().as_secs())
             });
         }

@@ -63,6 +63,7 @@ impl SecretReader {
 
     /// Takes a Secret as read, because it was just made.
     pub fn assume(&mut self, name: &str, secret: Secret) {
+        self.read.retain(|(read, _)| read != name);
         self.read.push((name.to_owned(), Ok(secret)));
     }
 

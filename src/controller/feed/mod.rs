@@ -75,17 +75,16 @@ impl FeedState {
         let FeedPage { instance, reset, synced, revision, more, entries } = page;
         if reset || instance != self.instance {
             let left = std::mem::take(&mut self.entries);
-            // Two restarts in a row: the older life was the complete one.
-            self.former.get_or_insert(left);
+            // Of two restarts in a row the older life was complete, the newer knew better.
+            self.former.get_or_insert_default().extend(left);
         }
         self.instance = instance;
         self.revision = revision;
         let mut changed: Vec<_> = entries.into_iter().filter_map(|entry| self.put(entry)).collect();
-        if synced
-            && !more
-            && let Some(former) = self.former.take()
-        {
-            changed.extend(former.into_keys().filter(|id| !self.entries.contains_key(id)));
+        if synced && !more {
+            self.is_known = true;
+            // What the new life told left `former`; the rest it does not have.
+            changed.extend(self.former.take().into_iter().flatten().map(|(id, _)| id));
         }
         changed
     }
