@@ -15,6 +15,7 @@ use kube::{
 };
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
+use super::text::clipped;
 use crate::api::{RELOAD_ANNOTATION, VERIFY_REQUESTED_ANNOTATION};
 
 /// Bytes of a parser's complaint that are kept.
@@ -52,8 +53,7 @@ impl<K: Resource + Serialize + DeserializeOwned> Cached<K> {
     }
 
     fn invalid(object: InvalidObject) -> Self {
-        let mut reason = object.error;
-        reason.truncate(reason.floor_char_boundary(ERROR_BYTES_MAX));
+        let reason = clipped(object.error, ERROR_BYTES_MAX);
         Self { meta: slim(object.metadata), body: Err(reason.into_boxed_str()), kind: PhantomData }
     }
 }

@@ -15,7 +15,7 @@ use kube::{
     api::{ObjectMeta, PostParams},
 };
 
-use super::metrics::Metrics;
+use super::{metrics::Metrics, text::clipped};
 use crate::api::{Reason, VERSION};
 
 /// Bytes of a note at most; the API server refuses more.
@@ -73,8 +73,7 @@ pub fn reference(kind: &str, metadata: &ObjectMeta) -> ObjectReference {
 }
 
 fn event(notice: &Notice, object: ObjectReference, instance: &str, now: Timestamp) -> Event {
-    let mut note = notice.note.clone();
-    note.truncate(note.floor_char_boundary(NOTE_BYTES_MAX));
+    let note = clipped(notice.note.clone(), NOTE_BYTES_MAX);
     let name = object.name.as_deref().unwrap_or_default();
     Event {
         metadata: ObjectMeta {

@@ -21,6 +21,7 @@ pub mod prober;
 pub mod run;
 pub mod secrets;
 pub mod subscription;
+pub mod text;
 pub mod views;
 pub mod webhook;
 mod work;

@@ -170,7 +170,7 @@ mod tests {
         views.on_subscription(&Event::Delete(subscription("c", "y")));
         assert_eq!((names(&views, "x"), names(&views, "y")), (vec!["a".into()], vec!["b".into()]));
         views.on_subscription(&Event::Delete(subscription("a", "x")));
-        assert!(lock(&views.subscriptions).subscriptions_of.get(&ObjectKey::new("n", "x")).is_none());
+        assert!(!lock(&views.subscriptions).subscriptions_of.contains_key(&ObjectKey::new("n", "x")));
     }
 
     #[test]

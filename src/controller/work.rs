@@ -315,3 +315,7 @@ async fn timed<K: Resource>(
     }
     result
 }
+
+#[cfg(test)]
+#[path = "work_tests.rs"]
+mod tests;

@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::key::ObjectKey;
+use super::{key::ObjectKey, text::clipped};
 use crate::wire::index_feed::{FeedEntry, FeedKind, FeedPage, FeedQuery};
 
 /// Bytes of a pod's complaint about an object that are kept.
@@ -96,10 +96,7 @@ impl FeedState {
         let after = generation.map(|generation| Entry {
             uid: uid.into_boxed_str(),
             generation,
-            error: error.map(|mut text| {
-                text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
-                text.into_boxed_str()
-            }),
+            error: error.map(|text| clipped(text, ERROR_BYTES_MAX).into_boxed_str()),
         });
         let is_changed = before != after;
         if let Some(former) = &mut self.former {
