@@ -6,6 +6,7 @@
 pub mod access;
 pub mod api;
 pub mod cli;
+pub mod controller;
 pub mod delivery;
 pub mod dialect;
 pub mod egress;

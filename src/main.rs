@@ -1,8 +1,9 @@
 //! The `posthorn` binary: every role is a subcommand.
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use posthorn::{
-    delivery,
+    controller, delivery, inbox,
     runtime::{logging, shutdown},
 };
 
@@ -17,35 +18,45 @@ struct Arguments {
 enum Role {
     /// Receive webhooks, for demos and tests: answer every handshake, accept
     /// events, print what comes.
-    Inbox(posthorn::inbox::arguments::Arguments),
+    Inbox(inbox::arguments::Arguments),
     /// Print the CustomResourceDefinitions as YAML.
     Crds {
         /// Write one file per kind into this folder instead.
         #[arg(long)]
         output: Option<std::path::PathBuf>,
     },
+    /// Verify endpoints, keep pools, write every status; two replicas elect one.
+    Controller(Box<controller::ControllerArguments>),
     /// Run a pod of a DeliveryPool: index, probes, internal API.
     Delivery(Box<delivery::DeliveryArguments>),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().role {
-        Role::Inbox(arguments) => inbox(arguments),
+        Role::Inbox(arguments) => run_inbox(arguments),
         Role::Crds { output } => print_crds(output.as_deref()),
+        Role::Controller(arguments) => run_controller(*arguments),
         Role::Delivery(arguments) => run_delivery(*arguments),
     }
 }
 
 #[tokio::main]
-async fn inbox(arguments: posthorn::inbox::arguments::Arguments) -> anyhow::Result<()> {
-    use anyhow::Context;
+async fn run_inbox(arguments: inbox::arguments::Arguments) -> anyhow::Result<()> {
     let address = arguments.listen;
     let config = arguments.into_config()?;
-    let shutdown = posthorn::runtime::shutdown::on_signal().context("cannot listen for signals")?;
+    let shutdown = shutdown::on_signal().context("cannot listen for signals")?;
     let listener =
         tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-    posthorn::inbox::run(config, listener, shutdown).await;
+    inbox::run(config, listener, shutdown).await;
     Ok(())
+}
+
+fn run_controller(arguments: controller::ControllerArguments) -> anyhow::Result<()> {
+    logging::init(arguments.log_format);
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let shutdown = shutdown::on_signal()?;
+        Ok(controller::run(arguments, shutdown).await?)
+    })
 }
 
 fn run_delivery(arguments: delivery::DeliveryArguments) -> anyhow::Result<()> {
@@ -58,7 +69,6 @@ fn run_delivery(arguments: delivery::DeliveryArguments) -> anyhow::Result<()> {
 }
 
 fn print_crds(output: Option<&std::path::Path>) -> anyhow::Result<()> {
-    use anyhow::Context;
     for crd in posthorn::api::crds::all()? {
         let yaml = posthorn::api::crds::to_yaml(&crd)?;
         match output {
