@@ -3,8 +3,9 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use posthorn::{
+    cli::wait::{self, WaitArguments},
     controller, delivery, inbox,
-    runtime::{logging, shutdown},
+    runtime::{logging, shutdown, tls},
 };
 
 #[derive(Parser)]
@@ -25,6 +26,8 @@ enum Role {
         #[arg(long)]
         output: Option<std::path::PathBuf>,
     },
+    /// Wait until a Webhook has a condition; for `helm test`.
+    Wait(WaitArguments),
     /// Verify endpoints, keep pools, write every status; two replicas elect one.
     Controller(Box<controller::ControllerArguments>),
     /// Run a pod of a DeliveryPool: index, probes, internal API.
@@ -35,6 +38,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().role {
         Role::Inbox(arguments) => run_inbox(arguments),
         Role::Crds { output } => print_crds(output.as_deref()),
+        Role::Wait(arguments) => run_wait(&arguments),
         Role::Controller(arguments) => run_controller(*arguments),
         Role::Delivery(arguments) => run_delivery(*arguments),
     }
@@ -49,6 +53,13 @@ async fn run_inbox(arguments: inbox::arguments::Arguments) -> anyhow::Result<()>
         tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     inbox::run(config, listener, shutdown).await;
     Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run_wait(arguments: &WaitArguments) -> anyhow::Result<()> {
+    tls::install_provider();
+    let client = kube::Client::try_default().await.context("cannot find the API server")?;
+    Ok(wait::wait(client, arguments, |text| println!("{text}")).await?)
 }
 
 fn run_controller(arguments: controller::ControllerArguments) -> anyhow::Result<()> {

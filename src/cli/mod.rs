@@ -12,6 +12,7 @@ mod status;
 mod text;
 mod verify;
 mod version;
+pub mod wait;
 
 use std::process::ExitCode;
 

@@ -51,12 +51,13 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{- /* The controller reads the Secrets that Webhooks name, and makes their signing keys. What it makes is
-held by the ValidatingAdmissionPolicy posthorn-made-secrets. */ -}}
+{{- /* The controller reads the Secrets that Webhooks name, makes their signing keys and deletes those 24 hours
+after their Webhook. Which Secrets it may write is held by the ValidatingAdmissionPolicy
+posthorn-made-secrets: RBAC cannot say it. */ -}}
 {{- define "posthorn.controllerSecretRules" -}}
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, create]
+  verbs: [get, create, delete]
 {{- end -}}
 
 {{- define "posthorn.deliverySecretRules" -}}

@@ -53,7 +53,7 @@ pub(super) fn build(
 ) -> Prepared {
     let own = Own { pool, namespace };
     Prepared {
-        network_policy: network_policy::build(&own, &pool.reach, api_servers),
+        network_policy: network_policy::build(&own, &pool.reach, api_servers, &settings.cluster_cidr),
         disruption_budget: disruption_budget(&own),
         pods_service: pods_service(&own),
         ingest_service: ingest_service(&own),
@@ -271,14 +271,19 @@ fn environment(pool: &ValidatedPool, settings: &PoolSettings) -> Value {
         LogFormat::Json => "json",
         LogFormat::Text => "text",
     };
-    let field = |path: &str| json!({ "fieldRef": { "apiVersion": "v1", "fieldPath": path } });
-    json!([
-        { "name": "POSTHORN_POOL", "value": pool.name },
-        { "name": "POSTHORN_NAMESPACE", "valueFrom": field("metadata.namespace") },
-        { "name": "POSTHORN_POD_NAME", "valueFrom": field("metadata.name") },
-        { "name": "POSTHORN_LOG_FORMAT", "value": log_format },
-        { "name": "MALLOC_ARENA_MAX", "value": "2" },
-    ])
+    let namespace = json!({ "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.namespace" } });
+    let mut variables = vec![
+        json!({ "name": "POSTHORN_POOL", "value": pool.name }),
+        json!({ "name": "POSTHORN_NAMESPACE", "valueFrom": namespace }),
+        json!({ "name": "POSTHORN_LOG_FORMAT", "value": log_format }),
+        json!({ "name": "POSTHORN_CLUSTER_DOMAIN", "value": settings.cluster_domain }),
+        json!({ "name": "MALLOC_ARENA_MAX", "value": "2" }),
+    ];
+    if !settings.cluster_cidr.is_empty() {
+        let ranges: Vec<String> = settings.cluster_cidr.iter().map(ToString::to_string).collect();
+        variables.push(json!({ "name": "POSTHORN_CLUSTER_CIDR", "value": ranges.join(",") }));
+    }
+    json!(variables)
 }
 
 fn resources(pool: &ValidatedPool) -> Value {

@@ -40,11 +40,11 @@ const NOT_PUBLIC_V6: [&str; 3] = ["2001::/32", "2001:db8::/32", "2002::/16"];
 const DNS_PORTS: [u16; 2] = [53, 5353];
 
 /// Builds the NetworkPolicy of a pool.
-pub(super) fn build(own: &Own<'_>, reach: &Reach, api_servers: &ApiServers) -> Value {
+pub(super) fn build(own: &Own<'_>, reach: &Reach, api_servers: &ApiServers, cluster: &[IpNet]) -> Value {
     let Reach { public_ports, ranges, namespaces } = reach;
     let mut egress = vec![dns()];
     egress.extend(api_server(api_servers));
-    egress.push(json!({ "to": public(), "ports": tcp(public_ports) }));
+    egress.push(json!({ "to": public(cluster), "ports": tcp(public_ports) }));
     egress.extend(ranges.iter().map(range));
     egress.extend(services_of(namespaces));
     json!({
@@ -84,11 +84,18 @@ fn api_server(ApiServers { addresses, ports }: &ApiServers) -> Option<Value> {
     (!blocks.is_empty()).then(|| json!({ "to": blocks, "ports": tcp(ports) }))
 }
 
-fn public() -> Value {
-    json!([
-        { "ipBlock": { "cidr": "0.0.0.0/0", "except": NOT_PUBLIC_V4 } },
-        { "ipBlock": { "cidr": PUBLIC_V6, "except": NOT_PUBLIC_V6 } },
-    ])
+/// Public addresses: those of the cluster itself are not, even where its ranges
+/// look public.
+fn public(cluster: &[IpNet]) -> Value {
+    let block = |cidr: &str, exceptions: &[&str]| {
+        let mut exceptions: Vec<IpNet> = exceptions.iter().filter_map(|exception| exception.parse().ok()).collect();
+        let whole: Option<IpNet> = cidr.parse().ok();
+        let inside = |range: &IpNet| whole.is_some_and(|whole| whole.contains(range) && whole != *range);
+        exceptions.extend(cluster.iter().map(IpNet::trunc).filter(inside));
+        exceptions.sort_unstable();
+        json!({ "ipBlock": { "cidr": cidr, "except": IpNet::aggregate(&exceptions) } })
+    };
+    json!([block("0.0.0.0/0", &NOT_PUBLIC_V4), block(PUBLIC_V6, &NOT_PUBLIC_V6)])
 }
 
 fn range(Range { cidr, ports }: &Range) -> Value {
@@ -130,6 +137,17 @@ mod tests {
         };
         check("0.0.0.0/0", &NOT_PUBLIC_V4);
         check(PUBLIC_V6, &NOT_PUBLIC_V6);
+    }
+
+    #[test]
+    fn ranges_of_the_cluster_are_not_public() {
+        let ranges = ["10.0.0.0/8", "33.7.0.0/8", "2600:1::/32", "fd00::/8", "0.0.0.0/0"].map(|r| r.parse().unwrap());
+        let (without, with) = (public(&[]), public(&ranges));
+        for (index, added) in [(0, json!("33.0.0.0/8")), (1, json!("2600:1::/32"))] {
+            let exceptions = |blocks: &Value| blocks[index]["ipBlock"]["except"].as_array().unwrap().clone();
+            let new: Vec<Value> = exceptions(&with).into_iter().filter(|e| !exceptions(&without).contains(e)).collect();
+            assert_eq!(new, [added]);
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the operator's flags say about every pool.
 
+use ipnet::IpNet;
+
 /// Flags of the controller that shape the pods of every pool.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
 pub struct PoolSettings {
@@ -18,6 +20,13 @@ pub struct PoolSettings {
     /// How the delivery pods write their logs.
     #[arg(long, env = "POSTHORN_DELIVERY_LOG_FORMAT", value_enum, default_value = "json")]
     pub delivery_log_format: crate::runtime::logging::LogFormat,
+    /// Range of the cluster's Pods, Services or Nodes, comma-separated: pods never
+    /// call an address in it as a public one. Private ranges need not be named.
+    #[arg(long, env = "POSTHORN_CLUSTER_CIDR", value_delimiter = ',')]
+    pub cluster_cidr: Vec<IpNet>,
+    /// DNS domain of the cluster.
+    #[arg(long, env = "POSTHORN_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
     /// The spec of the pool `default` as JSON; without it no pool is made.
     #[arg(long, env = "POSTHORN_DEFAULT_POOL")]
     pub default_pool: Option<String>,
@@ -81,6 +90,8 @@ pub(super) mod tests {
             delivery_image_pull_secrets: vec!["pull".into()],
             delivery_priority_class: Some("important".into()),
             delivery_log_format: LogFormat::Json,
+            cluster_cidr: vec!["198.18.0.0/16".parse().unwrap(), "33.0.0.0/8".parse().unwrap()],
+            cluster_domain: "cluster.test".into(),
             default_pool: None,
         }
     }
