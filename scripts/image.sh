@@ -5,15 +5,17 @@
 
 # The linker takes its libc from the toolchain (glibc, static): FROM scratch has none.
 TARGET=${IMAGE_TARGET:-$(rustc -vV | sed -n 's/^host: //p')}
-# Paths of the build machine would make two builds differ.
-REMAP="--remap-path-prefix=$REPOSITORY=/posthorn --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$(rustc --print sysroot)=/rust"
+# Paths of the build machine would make two builds differ. (The folder of the
+# repository does not enter: Cargo passes its sources by relative paths.)
+cargo_home=${CARGO_HOME:-$HOME/.cargo}
+RUST_PATHS="--remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$CARGO_TARGET_DIR=/target"
+C_PATHS="-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$CARGO_TARGET_DIR=/target"
 ARCHIVE=${IMAGE_ARCHIVE:-$CACHE/image/posthorn.tar}
 BYTES_MAX=$((25 * 1000 * 1000))
 
 compile() {
   # --target keeps the static flag away from build scripts and proc macros.
-  # The workspace path is part of symbol hashes unless it is the same each time.
-  (cd "$REPOSITORY" && RUSTFLAGS="-C target-feature=+crt-static $REMAP" \
+  (cd "$REPOSITORY" && RUSTFLAGS="-C target-feature=+crt-static $RUST_PATHS" TARGET_CFLAGS="$C_PATHS" \
     cargo build --release --locked --target "$TARGET" --bin posthorn >&2)
 }
 

@@ -26,7 +26,11 @@ archive=$(image_archive)
 trap finish EXIT
 step "Bringing the cluster up" cluster_up
 while IFS='=' read -r name value; do export "$name=$value"; done <"$STATE"
+export CLUSTER_BINARY=$binary
 step "Loading the image into the cluster" "$REPOSITORY/scripts/cluster.sh" load "$archive"
 step "Installing the chart" "$REPOSITORY/scripts/install.sh" --values "$REPOSITORY/tests/cluster/values.yaml"
 step "Running helm test" $HELM test posthorn --namespace "$RELEASE_NAMESPACE" --timeout 2m
 step "Running the cluster tests" run_tests "$@"
+if [ $# = 0 ]; then
+  step "Upgrading, uninstalling and installing the chart" "$REPOSITORY/scripts/test-chart.sh"
+fi

@@ -5,9 +5,14 @@
 
 pub mod access;
 pub mod api;
+pub mod cli;
+pub mod controller;
 pub mod delivery;
+pub mod dialect;
 pub mod egress;
+pub mod inbox;
 pub mod policy;
 pub mod routing;
 pub mod runtime;
+pub mod verify;
 pub mod wire;

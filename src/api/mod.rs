@@ -13,6 +13,7 @@ pub mod condition;
 pub mod crds;
 pub mod defaults;
 pub mod duration;
+pub mod endpoint;
 pub mod pool;
 pub mod reason;
 pub mod schema;

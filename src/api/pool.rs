@@ -34,7 +34,8 @@ use super::{
     printcolumn(name = "Store", type_ = "string", json_path = ".spec.store.size"),
     printcolumn(name = "Service", type_ = "string", priority = "1", json_path = ".status.service"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("size(self.metadata.name) <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must be at most 40 characters of a-z, 0-9 and '-', beginning with a letter: it becomes part of the names of a StatefulSet, its Services and its Pods")
+    validation = Rule::new("size(self.metadata.name) <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must be at most 40 characters of a-z, 0-9 and '-', beginning with a letter: it becomes part of the names of a StatefulSet, its Services and its Pods"),
+    validation = Rule::new("self.metadata.name != 'controller' && !self.metadata.name.endsWith('-pods')").message("metadata.name must not be 'controller' and must not end in '-pods': objects of the pool would bear the names of others")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryPoolSpec {

@@ -1,3 +1,11 @@
 //! `kubectl posthorn`: look at Webhooks and have them verified.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use posthorn::cli;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    cli::run(cli::Arguments::parse()).await
+}

@@ -34,8 +34,8 @@ use crate::{
     wire::probe::TlsMaterial,
 };
 
-/// Bytes of an answer's status line and headers at most.
-pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of an answer's headers at most.
+pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Headers of an answer at most.
 pub const HEADERS_MAX: usize = 100;
 /// Time after which an idle connection is closed.
@@ -45,6 +45,11 @@ pub const IDLE_PER_HOST_MAX: usize = 64;
 /// Clients with TLS settings of their own that are kept.
 pub const TLS_CLIENTS_MAX: usize = 256;
 
+/// The buffer of a connection: the headers and room for a status line. hyper
+/// gives up when it is full without a whole head in it.
+const BUFFER_BYTES: usize = HEADER_BYTES_MAX + 1024;
+/// Bytes of a header line beside its name and value: colon, space, line break.
+const LINE_BYTES: usize = 4;
 /// What every request says of its sender.
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("posthorn/", env!("CARGO_PKG_VERSION")));
 /// An answer is read as it comes, so it must not come compressed.
@@ -154,7 +159,7 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
-            .http1_max_buf_size(HEAD_BYTES_MAX)
+            .http1_max_buf_size(BUFFER_BYTES)
             .http1_max_headers(HEADERS_MAX)
             .set_host(false)
             .build(connector);
@@ -169,7 +174,7 @@ impl Client {
     /// connection closed, not drained. Dropping the future ends everything.
     ///
     /// # Guarantees
-    /// Ends within `budgets.total`. Reads no more than [`HEAD_BYTES_MAX`] and
+    /// Ends within `budgets.total`. Reads no more than [`HEADER_BYTES_MAX`] and
     /// `budgets.body_bytes_max` into memory. Sends nothing to an address that the
     /// policy does not allow. Sends the request once; only one that was never
     /// written, because its pooled connection was closed, is put on another.
@@ -194,6 +199,9 @@ impl Client {
             Err(_) => return Err(EgressError::new(host, Failure::AnswerTimedOut(budgets.total))),
         };
         let (head, body) = answer.into_parts();
+        if header_bytes(&head.headers) > HEADER_BYTES_MAX {
+            return Err(EgressError::new(host, Failure::HeadersTooLong));
+        }
         let (body, body_truncated) = match timeout_at(deadline, read_body(body, budgets.body_bytes_max)).await {
             Ok(body) => body.map_err(|error| EgressError::from_body(host, error))?,
             Err(_) => return Err(EgressError::new(host, Failure::BodyTimedOut(budgets.total))),
@@ -216,6 +224,10 @@ fn assemble(destination: &Destination, request: EgressRequest) -> Result<Request
     headers.insert(ACCEPT_ENCODING, IDENTITY);
     headers.entry(USER_AGENT).or_insert(AGENT);
     Ok(request)
+}
+
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + LINE_BYTES).sum()
 }
 
 /// Reads at most so many bytes, and whether there are more.

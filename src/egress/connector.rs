@@ -321,3 +321,33 @@ impl Write for VettedStream {
         Pin::new(&mut self.io).poll_write_vectored(cx, slices)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_beyond_the_limit_do_not_return_to_the_pool() {
+        let open = OpenConnections::default();
+        let mut accounts: Vec<_> = (0..POOLED_CONNECTIONS_MAX).map(|_| open.open()).collect();
+        assert!(accounts.iter().all(|account| account.is_pooled));
+        assert!(!open.open().is_pooled);
+        accounts.pop();
+        assert!(open.open().is_pooled);
+        drop(accounts);
+        assert_eq!(open.count(), 0);
+    }
+
+    #[test]
+    fn chance_decides_which_pod_is_first_and_none_is_lost() {
+        let pods: [SocketAddr; 3] = [1, 2, 3].map(|n| SocketAddr::from(([10, 0, 0, n], 80)));
+        for (chance, first) in [(0.0, 0), (0.33, 0), (0.34, 1), (0.67, 2), (0.999_999, 2)] {
+            let mut spreaded = pods;
+            spread(&mut spreaded, chance);
+            assert_eq!(spreaded[0], pods[first], "{chance}");
+            spreaded.sort_unstable();
+            assert_eq!(spreaded, pods);
+        }
+        spread(&mut [], 0.5);
+    }
+}

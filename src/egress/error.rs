@@ -22,8 +22,6 @@ pub enum Failure {
     TooManyAddresses,
     /// The policy forbids where the destination leads.
     NotAllowed,
-    /// There was no Pod to dial.
-    NoPods,
     /// No connection in time.
     ConnectTimedOut,
     /// No way to the host.
@@ -115,7 +113,6 @@ impl EgressError {
         match self.failure {
             Failure::NameNotResolved | Failure::TooManyAddresses => Reason::NameNotResolved,
             Failure::NotAllowed => Reason::DestinationNotAllowed,
-            Failure::NoPods => Reason::ServiceWithoutPods,
             Failure::ConnectTimedOut | Failure::Unreachable => Reason::ConnectTimedOut,
             Failure::Refused => Reason::ConnectionRefused,
             Failure::Certificate(_) => Reason::CertificateInvalid,
@@ -144,9 +141,6 @@ impl EgressError {
             Failure::NotAllowed => format!(
                 "the rules of the DeliveryPool do not allow {host}: ask the admins of the pool to allow it, or use serviceRef"
             ),
-            Failure::NoPods => {
-                format!("no ready Pod stands behind {host}: see whether the Pods of the receiver are ready")
-            }
             Failure::ConnectTimedOut => format!(
                 "no connection to {host} came about in time ({CONNECT_TIMEOUT:?}): see whether it is up and whether a firewall drops packets from the cluster"
             ),
@@ -164,13 +158,13 @@ impl EgressError {
                 "the TLS handshake with {host} did not end in time ({TLS_TIMEOUT:?}): see whether it speaks TLS on this port"
             ),
             Failure::AnswerTimedOut(budget) => format!(
-                "{host} took the connection and did not answer within {budget:?}: a receiver should answer first and work later"
+                "{host} took the connection and did not answer within {}: a receiver should answer first and work later",
+                whole_seconds(budget)
             ),
-            Failure::BodyTimedOut(budget) => {
-                format!(
-                    "{host} began an answer and did not end it within {budget:?}: set Content-Length, or close the body"
-                )
-            }
+            Failure::BodyTimedOut(budget) => format!(
+                "{host} began an answer and did not end it within {}: set Content-Length, or close the body",
+                whole_seconds(budget)
+            ),
             Failure::Closed => format!(
                 "{host} closed the connection before its answer was complete: see whether the receiver crashes on this request"
             ),
@@ -190,6 +184,12 @@ impl EgressError {
             }
         }
     }
+}
+
+/// What is left of a budget differs a little each time; a message that differs
+/// too would be a write to the API server each time.
+fn whole_seconds(budget: Duration) -> String {
+    format!("{}s", budget.as_millis().div_ceil(1000))
 }
 
 impl CertificateFailure {
@@ -240,7 +240,9 @@ fn classify_certificate(error: &CertificateError) -> CertificateFailure {
         E::Expired | E::ExpiredContext { .. } => CertificateFailure::Expired,
         E::NotValidYet | E::NotValidYetContext { .. } => CertificateFailure::NotYetValid,
         E::NotValidForName | E::NotValidForNameContext { .. } => CertificateFailure::WrongName,
-        E::UnknownIssuer => CertificateFailure::UnknownIssuer,
+        // A bad signature is what an authority of the same name and another key
+        // looks like: one that was made anew.
+        E::UnknownIssuer | E::BadSignature => CertificateFailure::UnknownIssuer,
         E::Revoked => CertificateFailure::Revoked,
         _ => CertificateFailure::Other,
     }
@@ -275,4 +277,25 @@ fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a
         };
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_the_same_whatever_is_left_of_the_budget() {
+        let message = |ms| EgressError::new("a.example", Failure::AnswerTimedOut(Duration::from_millis(ms))).message();
+        assert_eq!(message(14_001), message(15_000));
+        assert!(message(15_000).contains("within 15s"), "{}", message(15_000));
+    }
+
+    #[test]
+    fn a_cause_is_found_through_the_errors_that_hide_it() {
+        let inner = rustls::Error::InvalidCertificate(CertificateError::Expired);
+        let wrapped = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, inner));
+        let error = ConnectError::Tls(Box::new(wrapped));
+        assert_eq!(classify_connect(&error), Failure::Certificate(CertificateFailure::Expired));
+        assert!(cause::<hyper::Error>(&error).is_none());
+    }
 }

@@ -4,9 +4,9 @@ use std::{net::IpAddr, time::Duration};
 
 use futures::future::BoxFuture;
 use hickory_resolver::{
-    TokioResolver,
-    config::LookupIpStrategy,
-    net::NetError,
+    ResolverBuilder, TokioResolver,
+    config::{LookupIpStrategy, ResolverConfig},
+    net::{NetError, runtime::TokioRuntimeProvider},
     proto::{ProtoError, rr::Name},
 };
 
@@ -63,7 +63,18 @@ impl SystemResolver {
     /// # Errors
     /// [`ResolveError::Lookup`] if the configuration cannot be read.
     pub fn from_system() -> Result<Self, ResolveError> {
-        let mut builder = TokioResolver::builder_tokio().map_err(ResolveError::Lookup)?;
+        Self::build(TokioResolver::builder_tokio().map_err(ResolveError::Lookup)?)
+    }
+
+    /// Asks these name servers. To be called inside a runtime.
+    ///
+    /// # Errors
+    /// [`ResolveError::Lookup`] if the configuration cannot be used.
+    pub fn from_config(config: ResolverConfig) -> Result<Self, ResolveError> {
+        Self::build(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()))
+    }
+
+    fn build(mut builder: ResolverBuilder<TokioRuntimeProvider>) -> Result<Self, ResolveError> {
         let options = builder.options_mut();
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
         options.timeout = QUESTION_TIMEOUT;

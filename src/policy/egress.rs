@@ -19,7 +19,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-use self::address::canonical;
+use self::address::{canonical, is_never_network};
 pub use self::{
     address::{AddressClass, classify},
     destination::Destination,
@@ -35,9 +35,6 @@ use crate::api::{
 const HTTPS_PORTS: [u16; 2] = [443, 8443];
 /// The port that joins them where http is allowed.
 const HTTP_PORT: u16 = 80;
-/// Length of the prefix of 224.0.0.0/4, the widest range that is never allowed;
-/// 0.0.0.0/1 begins and ends in such addresses and is not one.
-const NEVER_PREFIX_MIN: u8 = 4;
 /// In `egress.allow[].namespaces`: every namespace.
 const EVERY_NAMESPACE: &str = "*";
 /// The DNS domain of nearly every cluster.
@@ -314,11 +311,7 @@ impl EgressPolicy {
 fn compile_cidr(cidr: &str, field: &str) -> Result<IpNet, PolicyError> {
     let network: IpNet = cidr.parse().map_err(|_| PolicyError::Cidr { field: field.to_owned() })?;
     let network = network.trunc();
-    // Both ends tell: the only ranges that begin and end in addresses that are
-    // never allowed and have others between are wider than NEVER_PREFIX_MIN.
-    let is_never = |address| classify(address) == AddressClass::Never;
-    let is_narrow = network.prefix_len() >= NEVER_PREFIX_MIN;
-    if is_narrow && is_never(network.network()) && is_never(network.broadcast()) {
+    if is_never_network(&network) {
         return Err(PolicyError::NeverAllowed { field: field.to_owned() });
     }
     Ok(network)
@@ -333,4 +326,172 @@ fn compile_ports(ports: &[i32], field: &str) -> Result<BTreeSet<u16>, PolicyErro
         port.ok_or_else(|| PolicyError::Port { field: format!("{field}[{index}]") })
     };
     ports.iter().enumerate().map(compile).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn compile(egress: serde_json::Value, cluster: &ClusterNetworks) -> Result<EgressPolicy, PolicyError> {
+        EgressPolicy::compile(Some(&serde_json::from_value(egress).unwrap()), cluster)
+    }
+
+    fn policy(egress: serde_json::Value) -> EgressPolicy {
+        compile(egress, &ClusterNetworks::default()).unwrap()
+    }
+
+    fn check(policy: &EgressPolicy, endpoint: &str, expected: bool) {
+        let endpoint: std::net::SocketAddr = endpoint.parse().unwrap();
+        assert_eq!(policy.allows(endpoint.ip(), endpoint.port()), expected, "{endpoint}");
+    }
+
+    #[test]
+    fn without_rules_public_addresses_by_https_on_two_ports_are_allowed() {
+        for policy in [EgressPolicy::compile(None, &ClusterNetworks::default()).unwrap(), policy(json!({}))] {
+            check(&policy, "8.8.8.8:443", true);
+            check(&policy, "8.8.8.8:8443", true);
+            check(&policy, "[2001:4860:4860::8888]:443", true);
+            check(&policy, "[64:ff9b::808:808]:443", true);
+            check(&policy, "8.8.8.8:80", false);
+            check(&policy, "10.0.0.1:443", false);
+            check(&policy, "127.0.0.1:443", false);
+            check(&policy, "169.254.169.254:443", false);
+            assert!(policy.allows_scheme(Scheme::Https) && !policy.allows_scheme(Scheme::Http));
+            assert!(!policy.allows_service("team-a"));
+        }
+    }
+
+    #[test]
+    fn port_80_joins_where_http_is_allowed_unless_ports_are_named() {
+        check(&policy(json!({"schemes": ["https", "http"]})), "8.8.8.8:80", true);
+        let named = policy(json!({"schemes": ["https", "http"], "ports": [8080]}));
+        check(&named, "8.8.8.8:8080", true);
+        check(&named, "8.8.8.8:80", false);
+        check(&named, "8.8.8.8:443", false);
+    }
+
+    #[test]
+    fn a_rule_opens_its_range_with_its_ports_and_nothing_else() {
+        let policy = policy(json!({"allow": [{"cidr": "10.20.0.1/16", "ports": [9000]}, {"cidr": "fd00:1::/64"}]}));
+        check(&policy, "10.20.255.255:9000", true);
+        check(&policy, "10.20.255.255:443", false);
+        check(&policy, "10.21.0.0:9000", false);
+        check(&policy, "[fd00:1::1]:8443", true);
+        check(&policy, "[fd00:1:0:1::1]:8443", false);
+        check(&policy, "[::ffff:10.20.0.1]:9000", true);
+        check(&policy, "[64:ff9b::10.20.0.1]:9000", true);
+        check(&policy, "8.8.8.8:9000", false);
+        assert!(policy.may_allow_port(9000) && !policy.may_allow_port(9001));
+    }
+
+    #[test]
+    fn a_rule_for_an_old_ipv6_form_needs_one_for_what_it_hides() {
+        let one = policy(json!({"allow": [{"cidr": "2002::/16"}]}));
+        check(&one, "[2002:a00:1::]:443", false);
+        let both = policy(json!({"allow": [{"cidr": "2002::/16"}, {"cidr": "10.0.0.0/8"}]}));
+        check(&both, "[2002:a00:1::]:443", true);
+    }
+
+    #[test]
+    fn networks_of_the_cluster_are_closed_even_if_public_until_a_rule_opens_them() {
+        let cluster = ClusterNetworks {
+            networks: vec!["20.0.0.0/16".parse().unwrap()],
+            api_servers: vec!["20.9.0.1".parse().unwrap()],
+            ..ClusterNetworks::default()
+        };
+        let closed = compile(json!({}), &cluster).unwrap();
+        check(&closed, "20.0.1.1:443", false);
+        check(&closed, "20.9.0.1:443", false);
+        check(&closed, "20.9.0.2:443", true);
+        let open = compile(json!({"allow": [{"cidr": "20.0.0.0/8", "ports": [443]}]}), &cluster).unwrap();
+        check(&open, "20.0.1.1:443", true);
+        check(&open, "20.0.1.1:8443", false);
+        check(&open, "20.9.0.1:443", true);
+    }
+
+    #[test]
+    fn pods_behind_a_service_need_no_range_but_are_never_loopback_metadata_or_api_server() {
+        let cluster = ClusterNetworks { api_servers: vec!["10.0.0.1".parse().unwrap()], ..ClusterNetworks::default() };
+        let policy = compile(json!({"allow": [{"namespaces": ["team-a"]}]}), &cluster).unwrap();
+        let judge = |address: &str| policy.judge_pod(address.parse().unwrap(), 8080).is_ok();
+        assert!(judge("10.0.0.2") && judge("fd00::2") && judge("20.1.1.1"));
+        for address in ["127.0.0.1", "169.254.169.254", "::1", "fe80::1", "10.0.0.1", "::ffff:10.0.0.1"] {
+            assert!(!judge(address), "{address}");
+        }
+    }
+
+    #[test]
+    fn namespaces_are_named_or_all() {
+        let named = policy(json!({"allow": [{"namespaces": ["team-a"]}, {"namespaces": ["team-b"]}]}));
+        assert!(named.allows_service("team-a") && named.allows_service("team-b") && !named.allows_service("team-c"));
+        let every = policy(json!({"allow": [{"namespaces": ["team-a", "*"]}, {"namespaces": ["team-b"]}]}));
+        assert!(every.allows_service("team-c"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_the_name_of_its_field() {
+        let check = |egress: serde_json::Value, expected: &str| {
+            let error = compile(egress.clone(), &ClusterNetworks::default()).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{egress}: {error}");
+        };
+        check(json!({"allow": [{"cidr": "10.0.0.0/8"}, {"cidr": "10.0.0.0"}]}), "spec.egress.allow[1].cidr ");
+        check(json!({"allow": [{"cidr": "10.0.0.0/8", "ports": [1, 0]}]}), "spec.egress.allow[0].ports[1] ");
+        check(json!({"allow": [{"cidr": "10.0.0.0/8", "ports": []}]}), "spec.egress.allow[0].ports ");
+        check(json!({"allow": [{"namespaces": []}]}), "spec.egress.allow[0].namespaces ");
+        check(json!({"allow": [{}]}), "spec.egress.allow[0] ");
+        check(json!({"allow": [{"cidr": "10.0.0.0/8", "namespaces": ["a"]}]}), "spec.egress.allow[0] ");
+        check(json!({"allow": [{"namespaces": ["a"], "ports": [1]}]}), "spec.egress.allow[0] ");
+        check(json!({"ports": [65536]}), "spec.egress.ports[0] ");
+        check(json!({"ports": []}), "spec.egress.ports ");
+        check(json!({"schemes": []}), "spec.egress.schemes ");
+    }
+
+    #[test]
+    fn a_rule_for_nothing_but_forbidden_addresses_is_an_error_and_a_wide_one_is_not() {
+        for cidr in ["127.0.0.0/8", "169.254.169.254/32", "224.0.0.0/4", "::1/128", "fe80::/10", "fd00:ec2::/32"] {
+            let error = compile(json!({"allow": [{"cidr": cidr}]}), &ClusterNetworks::default()).unwrap_err();
+            assert_eq!(error, PolicyError::NeverAllowed { field: "spec.egress.allow[0].cidr".into() }, "{cidr}");
+        }
+        for cidr in ["0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "::/0", "fc00::/7", "240.0.0.0/4"] {
+            policy(json!({"allow": [{"cidr": cidr}]}));
+        }
+    }
+
+    #[test]
+    fn loopback_is_opened_by_its_flag_alone_and_opens_nothing_else() {
+        let policy = policy(json!({})).allow_loopback();
+        check(&policy, "127.0.0.1:12345", true);
+        check(&policy, "[::1]:12345", true);
+        check(&policy, "[::ffff:127.0.0.1]:1", true);
+        check(&policy, "169.254.169.254:80", false);
+        check(&policy, "0.0.0.0:80", false);
+        check(&policy, "10.0.0.1:443", false);
+    }
+
+    proptest! {
+        #[test]
+        fn no_rule_opens_what_is_never_allowed(bits: u128, short: bool, prefix in 0u8..=128, port: u16) {
+            let address = if short { IpAddr::V4(u32::try_from(bits >> 96).unwrap().into()) } else { IpAddr::V6(bits.into()) };
+            // Rules around this very address, from itself up to everything.
+            let longest = if short { 32 } else { 128 };
+            let cidr = format!("{address}/{}", prefix.min(longest));
+            let rules = json!({"allow": [
+                {"cidr": cidr, "ports": [i32::from(port.max(1))]},
+                {"cidr": "0.0.0.0/0", "ports": [i32::from(port.max(1))]},
+                {"cidr": "::/0", "ports": [i32::from(port.max(1))]},
+            ]});
+            match compile(rules, &ClusterNetworks::default()) {
+                Ok(policy) if classify(address) == AddressClass::Never => {
+                    prop_assert!(!policy.allows(address, port.max(1)));
+                    prop_assert!(policy.judge_pod(address, port).is_err());
+                }
+                Ok(policy) => prop_assert!(policy.allows(address, port.max(1))),
+                Err(PolicyError::NeverAllowed { .. }) => prop_assert_eq!(classify(address), AddressClass::Never),
+                Err(error) => return Err(TestCaseError::fail(error.to_string())),
+            }
+        }
+    }
 }

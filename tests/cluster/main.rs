@@ -9,9 +9,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test that fails should panic")]
 
 mod admission;
+mod control_plane;
+mod faults;
+mod faulty_proxy;
 mod pods;
 mod pool;
 mod rights;
 mod subscription;
 mod support;
+mod tools;
 mod verification;

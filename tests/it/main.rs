@@ -5,9 +5,12 @@
 
 mod access;
 mod crds;
+mod egress;
 mod fake_api;
 mod feed;
+mod inbox;
 mod index;
 mod internal_api;
+mod plugin;
 mod tidy;
 mod watch;

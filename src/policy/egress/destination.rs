@@ -141,3 +141,58 @@ fn decode(text: &str) -> Option<SocketAddr> {
     };
     Some(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pods(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_service_is_named_in_the_host_and_its_pods_travel_in_the_authority() {
+        let addresses = pods(&["10.1.2.3:8080", "[fd00:1::5]:65535"]);
+        let to = Destination::service(Scheme::Http, "inbox", "team-a", 8080, "/hook?x=1", &addresses).unwrap();
+        assert_eq!(to.host(), "inbox.team-a.svc");
+        assert_eq!(to.host_header(), "inbox.team-a.svc:8080");
+        assert_eq!(to.uri().path_and_query().unwrap(), "/hook?x=1");
+        assert_eq!(pods_of(to.uri().authority().unwrap()), Some(addresses));
+        assert!(!format!("{to:?}").contains("hook"), "{to:?}");
+    }
+
+    #[test]
+    fn the_default_port_is_not_in_the_host_header() {
+        let to = Destination::service(Scheme::Http, "inbox", "team-a", 80, "/", &pods(&["10.1.2.3:8080"])).unwrap();
+        assert_eq!(to.host_header(), "inbox.team-a.svc");
+        assert_eq!(to.port(), 80);
+    }
+
+    #[test]
+    fn pods_beyond_the_limit_are_left_out() {
+        let addresses: Vec<_> = (1..=66).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let to = Destination::service(Scheme::Http, "a", "b", 80, "/", &addresses).unwrap();
+        assert_eq!(pods_of(to.uri().authority().unwrap()).unwrap(), addresses[..POD_ADDRESSES_MAX]);
+    }
+
+    #[test]
+    fn names_that_would_change_the_authority_are_refused() {
+        for name in ["a@b", "a:1", "a/b", "a b", "a.b", "A"] {
+            assert_eq!(Destination::service(Scheme::Http, name, "ns", 80, "/", &[]), Err(NoUri), "{name}");
+            assert_eq!(Destination::service(Scheme::Http, "a", name, 80, "/", &[]), Err(NoUri), "{name}");
+        }
+        assert_eq!(Destination::service(Scheme::Http, "a", "b", 80, "no-slash", &[]), Err(NoUri));
+    }
+
+    #[test]
+    fn an_authority_without_pods_has_none_and_a_spoiled_one_leads_nowhere() {
+        let check = |text: &str, expected: Option<Vec<SocketAddr>>| {
+            assert_eq!(pods_of(&Authority::try_from(text).unwrap()), expected, "{text}");
+        };
+        check("example.com:443", None);
+        check("@example.com:443", Some(vec![]));
+        check("0a0102031f90@a.b.svc:80", Some(pods(&["10.1.2.3:8080"])));
+        check("0a0102031f90-zz@a.b.svc:80", Some(vec![]));
+        check("0a01020@a.b.svc:80", Some(vec![]));
+    }
+}

@@ -114,3 +114,64 @@ pub fn check_headers<'a>(headers: impl IntoIterator<Item = (&'a str, &'a str)>) 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, value: &str, expected: Result<(), HeaderRefusal>) {
+        assert_eq!(check_header(name, value), expected, "{name:?}: {value:?}");
+    }
+
+    fn reserved(name: &str) -> Result<(), HeaderRefusal> {
+        Err(HeaderRefusal::Reserved { name: name.to_lowercase() })
+    }
+
+    #[test]
+    fn ordinary_headers_pass() {
+        check("Authorization", "Bearer abc", Ok(()));
+        check("x-api-key", "", Ok(()));
+        check("X_Custom.1", "a b", Ok(()));
+        check(&"a".repeat(HEADER_NAME_BYTES_MAX), "x", Ok(()));
+    }
+
+    #[test]
+    fn names_that_are_no_names_are_refused() {
+        for name in ["", "a b", "a:b", "a\r\nb", "ä", "a\0", "it's", &"a".repeat(HEADER_NAME_BYTES_MAX + 1)] {
+            check(name, "x", Err(HeaderRefusal::Name));
+        }
+    }
+
+    #[test]
+    fn reserved_names_are_refused_in_any_case() {
+        for name in RESERVED {
+            check(name, "x", reserved(name));
+            check(&name.to_uppercase(), "x", reserved(name));
+        }
+        for prefix in RESERVED_PREFIXES {
+            let name = format!("{prefix}x");
+            check(&name.to_uppercase(), "x", reserved(&name));
+        }
+        check("X-aws-ec2-metadata-token-ttl-seconds", "1", reserved("X-aws-ec2-metadata-token-ttl-seconds"));
+        check("Content-Length", "0", reserved("content-length"));
+    }
+
+    #[test]
+    fn values_that_could_break_the_message_are_refused_and_not_repeated() {
+        for value in ["a\r\nHost: b", "a\n", "\0", "ä", " a", "a ", "\t", "a\x7f"] {
+            let refusal = check_header("x-a", value).unwrap_err();
+            assert_eq!(refusal, HeaderRefusal::Value { name: "x-a".into() }, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn number_and_length_of_all_headers_have_limits() {
+        let many = vec![("x-a", "1"); HEADERS_MAX];
+        assert_eq!(check_headers(many.iter().copied()), Ok(()));
+        assert_eq!(check_headers(many.iter().copied().chain([("x-a", "1")])), Err(HeaderRefusal::TooMany));
+        let value = "v".repeat(HEADER_BYTES_MAX - 3);
+        assert_eq!(check_headers([("x-a", value.as_str())]), Ok(()));
+        let value = format!("{value}v");
+        assert_eq!(check_headers([("x-a", value.as_str())]), Err(HeaderRefusal::TooLong));
+    }
+}

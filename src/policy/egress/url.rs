@@ -224,3 +224,307 @@ fn is_local_name(name: &str, cluster_domain: &str) -> bool {
         || is_or_ends_with(CLUSTER_SUFFIX)
         || is_of_cluster()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::{super::ClusterNetworks, *};
+
+    fn policy(egress: serde_json::Value) -> EgressPolicy {
+        let cluster = ClusterNetworks { domain: "k8s.example.org".into(), ..ClusterNetworks::default() };
+        EgressPolicy::compile(Some(&serde_json::from_value(egress).unwrap()), &cluster).unwrap()
+    }
+
+    /// Lenient in scheme and port, so that the host alone decides.
+    fn lenient() -> EgressPolicy {
+        policy(json!({"schemes": ["https", "http"]}))
+    }
+
+    fn check(text: &str, expected: Reason) {
+        match parse_url(text, &lenient()) {
+            Ok(destination) => panic!("{text:?} passed as {destination:?}"),
+            Err(refusal) => assert_eq!(refusal.reason(), expected, "{text:?}: {refusal}"),
+        }
+    }
+
+    fn accepted(text: &str) -> Destination {
+        parse_url(text, &lenient()).unwrap_or_else(|refusal| panic!("{text:?}: {refusal}"))
+    }
+
+    #[test]
+    fn every_way_to_write_a_loopback_or_unspecified_address_is_refused() {
+        for host in [
+            "127.1",
+            "0x7f.1",
+            "0177.1",
+            "017700000001",
+            "2130706433",
+            "0x7f000001",
+            "127.000.000.001",
+            "127.0.0.1.",
+            "127%2e0%2e0%2e1",
+            "%31%32%37.0.0.1",
+            "0x7f.0x0.0x0.0x1",
+            "0",
+            "0.0.0.0",
+            "127.0.0.1",
+        ] {
+            check(&format!("https://{host}/"), Reason::DestinationNotAllowed);
+            check(&format!("http://{host}/"), Reason::DestinationNotAllowed);
+        }
+        for host in ["①②⑦.⓪.⓪.①", "127。0。0。1", "ⓛocalhost", "ﬀ.example"] {
+            check(&format!("https://{host}/"), Reason::InvalidUrl);
+        }
+    }
+
+    #[test]
+    fn what_the_parser_makes_of_other_digits_is_refused_as_well() {
+        // The text is refused before; if it were not, the host would be.
+        for host in ["①②⑦.⓪.⓪.①", "127。0。0。1", "ⓛocalhost", "LOCALHOST", "localhost."] {
+            let url = Url::parse(&format!("https://{host}/")).unwrap();
+            let refusal = judge_host(url.host().unwrap(), 443, &lenient()).unwrap_err();
+            assert_eq!(refusal.reason(), Reason::DestinationNotAllowed, "{host}");
+        }
+    }
+
+    #[test]
+    fn every_disguise_in_ipv6_is_refused() {
+        for host in [
+            "[::]",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+            "[0:0:0:0:0:ffff:10.0.0.2]",
+            "[::127.0.0.1]",
+            "[::ffff:0:127.0.0.1]",
+            "[::5efe:7f00:1]",
+            "[64:ff9b::169.254.169.254]",
+            "[64:ff9b:1::1]",
+            "[2002:a9fe:a9fe::]",
+            "[2001:0:4136:e378:8000:63bf:3fff:fdd2]",
+            "[fd00:ec2::254]",
+            "[fe80::1]",
+            "[fec0::1]",
+            "[ff02::1]",
+        ] {
+            check(&format!("https://{host}/"), Reason::DestinationNotAllowed);
+        }
+    }
+
+    #[test]
+    fn names_that_lead_inside_are_refused() {
+        for host in [
+            "LOCALHOST",
+            "localhost",
+            "localhost.",
+            "a.localhost",
+            "printer.local",
+            "kubernetes",
+            "kubernetes.",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local.",
+            "KUBERNETES.default.SVC.Cluster.Local",
+            "10-0-0-1.default.pod.cluster.local",
+            "x.pod",
+            "kubernetes.default.svc.k8s.example.org",
+            "1-2-3-4.default.pod.k8s.example.org",
+            "metadata.google.internal",
+            "metadata.google.internal.",
+            "ip-10-0-0-1.ec2.internal",
+            "metadata.goog",
+            "instance-data",
+            "metadata",
+            "cluster.local",
+            "localhost.localdomain",
+        ] {
+            check(&format!("https://{host}/"), Reason::DestinationNotAllowed);
+        }
+        // Names that only look alike.
+        accepted("https://hooks.k8s.example.org/");
+        accepted("https://svc.example.com/");
+        accepted("https://pod.hooks.example.com/");
+        accepted("https://notlocalhost.com/");
+        accepted("https://cluster.local.example.com/");
+    }
+
+    #[test]
+    fn hosts_that_dns_does_not_know_are_refused() {
+        let label = "a".repeat(LABEL_BYTES_MAX);
+        accepted(&format!("https://{label}.com/"));
+        for host in ["a..b", "-a.com", "a-.com", "a.com..", ".com", "a.b!c", &format!("{label}a.com")] {
+            check(&format!("https://{host}/"), Reason::InvalidUrl);
+        }
+        let long = format!("{label}.{label}.{label}.{}", "a".repeat(61));
+        assert_eq!(long.len(), NAME_BYTES_MAX);
+        accepted(&format!("https://{long}/"));
+        check(&format!("https://{long}a/"), Reason::InvalidUrl);
+    }
+
+    #[test]
+    fn what_the_parser_refuses_stays_refused() {
+        for host in [
+            "256.256.256.256",
+            "1.1.1.1.1",
+            "4294967296",
+            "0xBaaaaaaaaaaaaaaaaffffffff",
+            "[example.com]",
+            "[1::2::3]",
+            "[fe80::1%eth0]",
+            "[fe80::1%25eth0]",
+            "example.com:65536",
+            "xn--",
+            "a%00b.com",
+            "a^b.com",
+            "",
+            ":443",
+        ] {
+            let text = format!("https://{host}/");
+            assert!(Url::parse(&text).is_err(), "{text}");
+            check(&text, Reason::InvalidUrl);
+        }
+    }
+
+    #[test]
+    fn what_two_readers_may_understand_differently_is_refused() {
+        for text in [
+            "http:127.0.0.1/",
+            "http:///127.0.0.1/",
+            "https:example.com",
+            "https:/example.com",
+            "https:///example.com",
+            "https:\\\\example.com",
+            "https://127.0.0.1\\@example.com/",
+            "https://1.1.1.1@127.0.0.1/",
+            "https://user@example.com/",
+            "https://user:pw@example.com/",
+            "https://@example.com/",
+            "https://:@example.com/",
+            "https://:pw@example.com/",
+            "https://ex\tample.com/",
+            "https://ex\nample.com/",
+            "https://example.com/\r\nHost: x",
+            "https://example.com/a b",
+            " https://example.com/",
+            "https://example.com/ ",
+            "https://example.com/#x",
+            "https://example.com/#",
+            "https://example.com:0/",
+            "https://example.com/ü",
+            "https://example.com/\0",
+            "gopher://127.0.0.1:6379/",
+            "file:///etc/passwd",
+            "ftp://example.com/",
+            "//example.com/",
+            "example.com",
+            "",
+            "https",
+            "https://",
+            "javascript:alert(1)",
+            "unix:///var/run/docker.sock",
+        ] {
+            check(text, Reason::InvalidUrl);
+        }
+    }
+
+    #[test]
+    fn the_length_of_a_url_has_a_limit() {
+        let url = |bytes: usize| format!("https://example.com/{:a<1$}", "", bytes - "https://example.com/".len());
+        accepted(&url(URL_BYTES_MAX));
+        check(&url(URL_BYTES_MAX + 1), Reason::InvalidUrl);
+    }
+
+    #[test]
+    fn scheme_and_port_follow_the_policy() {
+        let check = |egress: serde_json::Value, text: &str, expected: Option<Reason>| {
+            let reason = parse_url(text, &policy(egress)).err().map(|refusal| refusal.reason());
+            assert_eq!(reason, expected, "{text}");
+        };
+        check(json!({}), "http://example.com/", Some(Reason::HttpNotAllowed));
+        check(json!({}), "https://example.com/", None);
+        check(json!({}), "HTTPS://example.com:8443/", None);
+        check(json!({}), "https://example.com:9000/", Some(Reason::DestinationNotAllowed));
+        check(json!({}), "https://8.8.8.8:9000/", Some(Reason::DestinationNotAllowed));
+        check(json!({"ports": [9000]}), "https://example.com:9000/", None);
+        check(json!({"ports": [9000]}), "https://example.com/", Some(Reason::DestinationNotAllowed));
+        check(json!({"schemes": ["http"]}), "https://example.com/", Some(Reason::DestinationNotAllowed));
+        check(json!({"schemes": ["http"]}), "http://example.com/", None);
+        // A name may lead into a range with ports of its own; an address shows it.
+        let rule = json!({"allow": [{"cidr": "10.0.0.0/8", "ports": [9000]}]});
+        check(rule.clone(), "https://example.com:9000/", None);
+        check(rule.clone(), "https://10.1.2.3:9000/", None);
+        check(rule.clone(), "https://10.1.2.3/", Some(Reason::DestinationNotAllowed));
+        check(rule, "https://8.8.8.8:9000/", Some(Reason::DestinationNotAllowed));
+    }
+
+    #[test]
+    fn allowed_urls_become_destinations() {
+        let check = |text: &str, uri: &str, host_header: &str| {
+            let destination = accepted(text);
+            assert_eq!(destination.uri().to_string(), uri, "{text}");
+            assert_eq!(destination.host_header(), host_header, "{text}");
+        };
+        check("https://1.1.1.1", "https://1.1.1.1:443/", "1.1.1.1");
+        check("https://8.8.8.8/a?b=c", "https://8.8.8.8:443/a?b=c", "8.8.8.8");
+        let google = "[2001:4860:4860::8888]";
+        check(&format!("https://{google}/"), &format!("https://{google}:443/"), google);
+        check("https://[64:ff9b::808:808]/", "https://[64:ff9b::808:808]:443/", "[64:ff9b::808:808]");
+        check("HTTPS://Hooks.Example.COM:8443/A/../b", "https://hooks.example.com:8443/b", "hooks.example.com:8443");
+        check("https://example.com.", "https://example.com:443/", "example.com");
+        check("https://example.com.:8443/", "https://example.com:8443/", "example.com:8443");
+        check("http://example.com:443/", "http://example.com:443/", "example.com:443");
+        check(
+            "https://xn--bcher-kva.example/?q={a}|b'",
+            "https://xn--bcher-kva.example:443/?q={a}|b%27",
+            "xn--bcher-kva.example",
+        );
+        check("https://a_b.example.com/%20", "https://a_b.example.com:443/%20", "a_b.example.com");
+        check("https://example.com/@x:y@z", "https://example.com:443/@x:y@z", "example.com");
+    }
+
+    #[test]
+    fn messages_do_not_repeat_path_or_query() {
+        for text in [
+            "https://localhost/sesame?k=sesame",
+            "https://127.0.0.1/sesame",
+            "http://example.com:9/sesame",
+            "https://u:sesame@example.com/",
+            "https://example.com/sesame#sesame",
+            "nope://sesame",
+            "https://a..b/sesame",
+        ] {
+            let message = parse_url(text, &policy(json!({}))).unwrap_err().message();
+            assert!(!message.contains("sesame"), "{message}");
+        }
+        let destination = accepted("https://example.com/sesame?sesame");
+        assert!(!format!("{destination:?}").contains("sesame"), "{destination:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_and_what_passes_is_allowed(text in "(https?://)?[ -~]{0,60}") {
+            if let Ok(destination) = parse_url(&text, &lenient()) {
+                prop_assert!(super::super::destination::pods_of(destination.uri().authority().unwrap()).is_none());
+                if let Ok(address) = destination.host().trim_matches(['[', ']']).parse() {
+                    prop_assert!(lenient().allows(address, destination.port()));
+                }
+            }
+        }
+
+        #[test]
+        fn an_address_in_any_notation_is_judged_as_itself(bits: u32, form in 0usize..6) {
+            let [a, b, c, d] = bits.to_be_bytes();
+            let host = match form {
+                0 => format!("{a}.{b}.{c}.{d}"),
+                1 => format!("{bits}"),
+                2 => format!("{bits:#x}"),
+                3 => format!("0{bits:o}"),
+                4 => format!("{a:#x}.{b}.{}", u32::from(c) << 8 | u32::from(d)),
+                _ => format!("[::ffff:{a}.{b}.{c}.{d}]"),
+            };
+            let expected = lenient().allows(IpAddr::V4(bits.into()), 443);
+            prop_assert_eq!(parse_url(&format!("https://{host}/"), &lenient()).is_ok(), expected, "{}", host);
+        }
+    }
+}

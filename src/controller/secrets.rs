@@ -1,0 +1,270 @@
+//! Secrets that a Webhook names: read by `get` alone, in its own namespace
+//! alone, judged by type and content. Messages name a Secret and its key and
+//! never hold a part of a value.
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
+
+use crate::{
+    api::{Reason, SecretKeyRef, defaults::SIGNING_SECRET_TYPE},
+    runtime::secret::{SecretBytes, SecretString},
+    verify::conditions::Problem,
+};
+
+/// Longest value of a header from a Secret, in bytes: as long as a literal one may be, eight times.
+pub const HEADER_VALUE_BYTES_MAX: usize = 8 * 1024;
+/// Longest URL from a Secret, in bytes: as long as `spec.url` may be.
+pub const URL_BYTES_MAX: usize = 2048;
+/// Longest PEM bundle from a Secret, in bytes.
+pub const PEM_BYTES_MAX: usize = 256 * 1024;
+
+/// Type of Secrets without a purpose of their own.
+const OPAQUE_TYPE: &str = "Opaque";
+/// Prefix of the types that are ours.
+const OWN_TYPE_PREFIX: &str = "posthorn.dev/";
+/// Type of certificates with their keys.
+const TLS_TYPE: &str = "kubernetes.io/tls";
+
+/// What a Secret is used for; decides which types may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// A signing key.
+    Signing,
+    /// The value of a header.
+    Header,
+    /// The URL of the endpoint.
+    Url,
+    /// Certificates of authorities.
+    Authorities,
+    /// A client certificate with its key.
+    ClientCertificate,
+}
+
+/// Why a Secret could not be had.
+#[derive(Debug)]
+pub enum SecretError {
+    /// The Secret, or Posthorn's right to read it, needs a change by somebody.
+    Problem(Problem),
+    /// The API server did not say.
+    Api(kube::Error),
+}
+
+/// Reads the Secrets of one namespace, each at most once.
+pub struct SecretReader {
+    api: Api<Secret>,
+    read: Vec<(String, Result<Secret, Problem>)>,
+}
+
+impl SecretReader {
+    /// A reader for one namespace. There is no way to name another one.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self { api: Api::namespaced(client, namespace), read: Vec::new() }
+    }
+
+    /// Takes a Secret as read, because it was just made.
+    pub fn assume(&mut self, name: &str, secret: Secret) {
+        self.read.retain(|(read, _)| read != name);
+        self.read.push((name.to_owned(), Ok(secret)));
+    }
+
+    /// The Secret of this name, if there is one.
+    ///
+    /// # Errors
+    /// If it may not be read, or the API server did not answer.
+    pub async fn maybe_get(&mut self, name: &str) -> Result<Option<Secret>, SecretError> {
+        match self.get(name).await {
+            Ok(secret) => Ok(Some(secret)),
+            Err(SecretError::Problem(problem)) if problem.reason == Reason::SecretNotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One value of a Secret.
+    ///
+    /// # Errors
+    /// If there is no usable value, or the API server did not answer.
+    pub async fn value(&mut self, reference: &SecretKeyRef, used_as: Use) -> Result<SecretBytes, SecretError> {
+        let secret = self.get(&reference.name).await?;
+        value_of(&secret, &reference.name, &reference.key, used_as).map_err(SecretError::Problem)
+    }
+
+    async fn get(&mut self, name: &str) -> Result<Secret, SecretError> {
+        if let Some((_, known)) = self.read.iter().find(|(read, _)| read == name) {
+            return known.clone().map_err(SecretError::Problem);
+        }
+        let result = match self.api.get(name).await {
+            Ok(secret) => Ok(secret),
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => Err(absent(name, status.code)),
+            Err(error) => return Err(SecretError::Api(error)),
+        };
+        self.read.push((name.to_owned(), result.clone()));
+        result.map_err(SecretError::Problem)
+    }
+}
+
+fn absent(name: &str, code: u16) -> Problem {
+    if code == 403 {
+        return problem(
+            Reason::SecretNotReadable,
+            format!(
+                "Posthorn may not read Secret {name}. Give its ServiceAccounts the right to get this Secret; the chart's value rbac.secrets decides where they may read."
+            ),
+        );
+    }
+    problem(
+        Reason::SecretNotFound,
+        format!("Secret {name} does not exist in this namespace. Make it; it is looked for again by itself."),
+    )
+}
+
+/// One value of a Secret, if its type and content allow the use.
+///
+/// # Errors
+/// What is wrong with the Secret.
+pub fn value_of(secret: &Secret, name: &str, key: &str, used_as: Use) -> Result<SecretBytes, Problem> {
+    let type_ = secret.type_.as_deref().unwrap_or(OPAQUE_TYPE);
+    if !is_type_allowed(type_, used_as) {
+        let wanted = if used_as == Use::ClientCertificate { TLS_TYPE } else { "Opaque or posthorn.dev/*" };
+        return Err(problem(
+            Reason::SecretTypeForbidden,
+            format!("Secret {name} is of type {type_}, which must not be used here. Use a Secret of type {wanted}."),
+        ));
+    }
+    let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
+        return Err(problem(
+            Reason::SecretKeyMissing,
+            format!("Secret {name} has no key {key}. Add it to the Secret's data, or name another key."),
+        ));
+    };
+    if value.0.iter().all(u8::is_ascii_whitespace) {
+        return Err(problem(
+            Reason::SecretEmpty,
+            format!("The key {key} of Secret {name} is empty. Put a value into it."),
+        ));
+    }
+    Ok(SecretBytes::new(value.0.clone()))
+}
+
+fn is_type_allowed(type_: &str, used_as: Use) -> bool {
+    match used_as {
+        Use::ClientCertificate => type_ == TLS_TYPE,
+        Use::Signing | Use::Header | Use::Url | Use::Authorities => {
+            type_ == OPAQUE_TYPE || type_.starts_with(OWN_TYPE_PREFIX)
+        }
+    }
+}
+
+/// Whether a Secret that stands under the name of a made one may be taken for it.
+pub fn is_adoptable(secret: &Secret) -> bool {
+    matches!(secret.type_.as_deref(), None | Some(OPAQUE_TYPE | SIGNING_SECRET_TYPE))
+}
+
+/// A value as printable text without the line break that editors add.
+///
+/// # Errors
+/// If it is too long or not printable ASCII.
+pub fn text_of(value: &SecretBytes, reference: &SecretKeyRef, bytes_max: usize) -> Result<SecretString, Problem> {
+    let SecretKeyRef { name, key } = reference;
+    let trimmed = value.expose().trim_ascii();
+    if trimmed.len() > bytes_max {
+        return Err(problem(
+            Reason::SecretTooLong,
+            format!(
+                "The value of key {key} in Secret {name} has {} bytes; at most {bytes_max} are allowed.",
+                trimmed.len()
+            ),
+        ));
+    }
+    let text = std::str::from_utf8(trimmed).ok().filter(|t| t.bytes().all(|b| matches!(b, b' '..=b'~')));
+    text.map(SecretString::from).ok_or_else(|| {
+        problem(
+            Reason::SecretInvalid,
+            format!("The value of key {key} in Secret {name} must be printable ASCII on one line."),
+        )
+    })
+}
+
+/// A value as PEM text.
+///
+/// # Errors
+/// If it is too long or not text.
+pub fn pem_of(value: &SecretBytes, name: &str, key: &str) -> Result<SecretString, Problem> {
+    if value.expose().len() > PEM_BYTES_MAX {
+        return Err(problem(
+            Reason::SecretTooLong,
+            format!("The value of key {key} in Secret {name} is longer than {PEM_BYTES_MAX} bytes."),
+        ));
+    }
+    let text = std::str::from_utf8(value.expose()).ok().filter(|t| t.contains("-----BEGIN "));
+    text.map(SecretString::from)
+        .ok_or_else(|| problem(Reason::SecretInvalid, format!("The value of key {key} in Secret {name} is not PEM.")))
+}
+
+pub(crate) fn problem(reason: Reason, message: String) -> Problem {
+    Problem { reason, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn secret(type_: &str, value: &str) -> Secret {
+        let mut secret: Secret = serde_json::from_value(json!({ "type": type_ })).unwrap();
+        let value = k8s_openapi::ByteString(value.as_bytes().to_vec());
+        secret.data = Some([("token".to_owned(), value)].into());
+        secret
+    }
+
+    fn verdict(type_: &str, value: &str, key: &str, used_as: Use) -> String {
+        match value_of(&secret(type_, value), "s", key, used_as) {
+            Ok(_) => "ok".into(),
+            Err(Problem { reason, message }) => {
+                assert!(message.contains("Secret s"), "{message}");
+                assert!(!message.contains("hunter2"), "{message}");
+                reason.to_string()
+            }
+        }
+    }
+
+    #[test]
+    fn only_types_without_a_purpose_of_their_own_are_read() {
+        for good in ["Opaque", "posthorn.dev/signing", "posthorn.dev/x"] {
+            assert_eq!(verdict(good, "hunter2", "token", Use::Header), "ok", "{good}");
+        }
+        for bad in [
+            "kubernetes.io/service-account-token",
+            "kubernetes.io/dockerconfigjson",
+            "kubernetes.io/tls",
+            "bootstrap.kubernetes.io/token",
+            "example.com/x",
+        ] {
+            for used_as in [Use::Signing, Use::Header, Use::Url, Use::Authorities] {
+                assert_eq!(verdict(bad, "hunter2", "token", used_as), "SecretTypeForbidden", "{bad}");
+            }
+        }
+        assert_eq!(verdict("kubernetes.io/tls", "x", "token", Use::ClientCertificate), "ok");
+        assert_eq!(verdict("Opaque", "x", "token", Use::ClientCertificate), "SecretTypeForbidden");
+    }
+
+    #[test]
+    fn a_missing_key_and_an_empty_value_have_their_own_reasons() {
+        assert_eq!(verdict("Opaque", "hunter2", "other", Use::Signing), "SecretKeyMissing");
+        assert_eq!(verdict("Opaque", " \n", "token", Use::Signing), "SecretEmpty");
+        assert_eq!(absent("s", 404).reason, Reason::SecretNotFound);
+        assert_eq!(absent("s", 403).reason, Reason::SecretNotReadable);
+    }
+
+    #[test]
+    fn a_text_loses_its_last_line_break_and_has_a_limit() {
+        let reference = SecretKeyRef { name: "s".into(), key: "k".into() };
+        let text = |value: &str, max| {
+            text_of(&SecretBytes::new(value.as_bytes().to_vec()), &reference, max).map(|t| t.expose().to_owned())
+        };
+        assert_eq!(text("Bearer x\n", 8), Ok("Bearer x".to_owned()));
+        assert_eq!(text("Bearer xy", 8).unwrap_err().reason, Reason::SecretTooLong);
+        assert_eq!(text("a\nb", 8).unwrap_err().reason, Reason::SecretInvalid);
+        assert_eq!(text("é", 8).unwrap_err().reason, Reason::SecretInvalid);
+    }
+}

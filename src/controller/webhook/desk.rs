@@ -1,0 +1,181 @@
+//! What the controller remembers of a Webhook between two reconciles, in memory
+//! only. Losing it costs a read and a probe, never the truth.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::task::AbortHandle;
+
+use super::material::Reading;
+use crate::{api::WebhookStatus, controller::key::ObjectKey, verify::challenge::Verdict};
+
+/// The desk of one Webhook.
+#[derive(Default)]
+pub struct Desk {
+    uid: Box<str>,
+    /// What its Secrets said when they were read last.
+    pub reading: Option<KeptReading>,
+    /// The probe under way, or the outcome that no status tells yet.
+    pub probe: Option<Probe>,
+    /// The status that was written and that the watch has not brought back yet.
+    pub written: Option<Written<WebhookStatus>>,
+}
+
+/// What the Secrets said, and for how long that is taken for true.
+#[derive(Clone)]
+pub struct KeptReading {
+    /// What they said.
+    pub reading: Arc<Reading>,
+    /// Read again after this.
+    pub until: Instant,
+    /// Read again if this differs: generation and annotations.
+    pub occasion: String,
+    /// Readings in a row that told of a problem.
+    pub failures: u32,
+}
+
+/// A probe of one endpoint.
+pub enum Probe {
+    /// On its way.
+    Running {
+        /// Which endpoint and method: their fingerprint.
+        id: String,
+        /// Since when.
+        since: Instant,
+        /// Probes before this one that no pod took.
+        no_pod: u32,
+        /// Ends the probe.
+        task: AbortHandle,
+    },
+    /// The endpoint was asked.
+    Judged {
+        /// As above.
+        id: String,
+        /// What its answer means.
+        verdict: Verdict,
+    },
+    /// No pod took it.
+    NoPod {
+        /// As above.
+        id: String,
+        /// Probes in a row that no pod took.
+        failures: u32,
+        /// When to try again.
+        retry_at: Instant,
+    },
+}
+
+/// A status that was written.
+#[derive(Clone)]
+pub struct Written<S> {
+    /// The version of the object that the decision saw.
+    pub seen: Option<String>,
+    /// The version that the write made.
+    pub made: Option<String>,
+    /// The status.
+    pub status: S,
+}
+
+impl<S> Written<S> {
+    /// Whether an object of this version is older than the write: the watch lags,
+    /// and to decide from its status would do everything a second time.
+    pub fn is_ahead_of(&self, version: Option<&str>) -> bool {
+        let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
+        match (number(version), number(self.made.as_deref())) {
+            (Some(version), Some(made)) => version < made,
+            _ => version == self.seen.as_deref(),
+        }
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        if let Self::Running { task, .. } = self {
+            task.abort();
+        }
+    }
+}
+
+/// The desks of all Webhooks.
+#[derive(Clone, Default)]
+pub struct Desks(Arc<Mutex<HashMap<ObjectKey, Desk>>>);
+
+impl Desks {
+    /// Works at the desk of this Webhook; another Webhook of the same name before
+    /// it left nothing there.
+    pub fn at<T>(&self, key: &ObjectKey, uid: &str, work: impl FnOnce(&mut Desk) -> T) -> T {
+        let mut desks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let desk = desks.entry(key.clone()).or_default();
+        if *desk.uid != *uid {
+            *desk = Desk { uid: uid.into(), ..Desk::default() };
+        }
+        work(desk)
+    }
+
+    /// Works at the desk of this Webhook if there is one.
+    pub fn at_existing(&self, key: &ObjectKey, uid: &str, work: impl FnOnce(&mut Desk)) {
+        let mut desks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(desk) = desks.get_mut(key).filter(|desk| *desk.uid == *uid) {
+            work(desk);
+        }
+    }
+
+    /// Clears the desk of a Webhook that is gone, and ends its probe.
+    pub fn forget(&self, key: &ObjectKey) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
+/// Shortest time between two readings of the same Secrets.
+pub const SECRETS_FRESH: Duration = Duration::from_secs(5 * 60);
+/// Readings a second at most while nothing else asks for them.
+pub const READINGS_PER_SECOND: u64 = 20;
+
+/// For how long a reading is taken for true. With many Webhooks longer: the
+/// readings of settled Webhooks together keep to [`READINGS_PER_SECOND`].
+pub fn reading_lasts(webhooks: usize) -> Duration {
+    let webhooks = u64::try_from(webhooks).unwrap_or(u64::MAX);
+    SECRETS_FRESH.max(Duration::from_secs(webhooks / READINGS_PER_SECOND))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(seen: &str, made: &str) -> Written<WebhookStatus> {
+        Written { seen: Some(seen.into()), made: Some(made.into()), status: WebhookStatus::default() }
+    }
+
+    #[test]
+    fn a_written_status_counts_until_the_watch_brings_it_back() {
+        let write = written("7", "12");
+        for (version, ahead) in [("7", true), ("9", true), ("12", false), ("13", false)] {
+            assert_eq!(write.is_ahead_of(Some(version)), ahead, "{version}");
+        }
+    }
+
+    #[test]
+    fn versions_that_are_no_numbers_are_only_compared_with_what_was_seen() {
+        let write = written("a", "b");
+        assert!(write.is_ahead_of(Some("a")));
+        assert!(!write.is_ahead_of(Some("c")));
+    }
+
+    #[test]
+    fn another_webhook_of_the_same_name_finds_an_empty_desk() {
+        let (desks, key) = (Desks::default(), ObjectKey::new("n", "a"));
+        desks.at(&key, "1", |desk| desk.written = Some(written("1", "2")));
+        assert!(desks.at(&key, "1", |desk| desk.written.is_some()));
+        assert!(desks.at(&key, "2", |desk| desk.written.is_none()));
+    }
+
+    #[test]
+    fn ten_thousand_webhooks_read_their_secrets_twenty_times_a_second() {
+        assert_eq!(reading_lasts(10).as_secs(), 300);
+        assert_eq!(reading_lasts(6_000).as_secs(), 300);
+        assert_eq!(reading_lasts(10_000).as_secs(), 500);
+    }
+}

@@ -1,0 +1,314 @@
+//! Plan: what a Webhook's status should be, whether to ask its endpoint now,
+//! what to tell people, when to look again. Pure.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::{
+    gather::{Gathered, ProbeView},
+    validate::{Endpoint, Validated},
+};
+use crate::{
+    api::{
+        ConditionType, Reason, VERIFY_REQUESTED_ANNOTATION, WebhookStatus, condition,
+        webhook::{KeyRole, KeyStatus, VerificationState, VerificationStatus},
+    },
+    controller::{events::Notice, feed::Indexed, secrets::problem},
+    runtime::secret::SecretString,
+    verify::{
+        challenge::Verdict,
+        conditions::{Facts, Problem, Programmed, conditions},
+        fingerprint::{Bound, FingerprintKey},
+        state::{Decision, Situation, Step, decide},
+    },
+};
+
+/// For so long a status waits for the outcome of a probe that was just started:
+/// most endpoints answer within it, and two writes become one.
+pub const HOLD: Duration = Duration::from_secs(1);
+/// A Webhook that waits for something that wakes it is looked at this often
+/// all the same.
+pub const SAFETY_INTERVAL: Duration = Duration::from_secs(5 * 60);
+
+/// What to do about a Webhook.
+pub struct Plan {
+    /// The status that it should have.
+    pub status: WebhookStatus,
+    /// Whether to write that now if it differs; else the outcome of a probe is due in a moment.
+    pub is_held: bool,
+    /// The endpoint to ask now, under the id that its outcome will have.
+    pub probe: Option<ProbeOrder>,
+    /// Whether the outcome of a probe is in the status.
+    pub uses_outcome: bool,
+    /// What to tell people once the status is written.
+    pub notices: Vec<Notice>,
+    /// When to look again without news.
+    pub requeue: Duration,
+}
+
+/// An endpoint to ask.
+pub struct ProbeOrder {
+    /// Fingerprint of endpoint and method.
+    pub id: String,
+    /// The endpoint.
+    pub endpoint: Endpoint,
+}
+
+/// What the verification came to in this reconcile.
+struct Verification {
+    status: Option<VerificationStatus>,
+    maybe_problem: Option<Problem>,
+    transition: Option<(VerificationState, VerificationState)>,
+    probe: Option<ProbeOrder>,
+    wait: Option<Duration>,
+    is_held: bool,
+    uses_outcome: bool,
+    keys: Vec<KeyStatus>,
+}
+
+/// Makes the plan.
+pub fn plan(gathered: &Gathered, validated: &Validated<'_>, key: &FingerprintKey) -> Plan {
+    let previous = gathered.webhook.status.clone().unwrap_or_default();
+    let verification = verification(gathered, validated, key, &previous);
+    let programmed = match &gathered.indexed {
+        Indexed::Yes => Programmed::Yes,
+        Indexed::Unknown if was_programmed(&previous.conditions, gathered.generation) => Programmed::Yes,
+        Indexed::No | Indexed::Unknown => Programmed::No,
+        Indexed::Refused(error) => Programmed::Refused(format!("The delivery pods cannot use this Webhook: {error}")),
+    };
+    let problem = validated.maybe_problem.as_ref().or(verification.maybe_problem.as_ref());
+    let facts = Facts {
+        verification: verification.status.as_ref(),
+        programmed: &programmed,
+        suspended: gathered.webhook.spec.is_suspended(),
+        problem,
+    };
+    let wanted = conditions(&facts);
+    let notices = notices(&previous, &verification, validated.maybe_problem.as_ref());
+    let status = WebhookStatus {
+        observed_generation: Some(gathered.generation),
+        conditions: condition::merge(&previous.conditions, &wanted, Some(gathered.generation), gathered.now),
+        endpoint: validated.maybe_endpoint.as_ref().map(|endpoint| endpoint.shown.clone()).or_else(|| {
+            // A Secret that cannot be read for a moment does not move the endpoint.
+            gathered.webhook.spec.url_from.as_ref().and(previous.endpoint)
+        }),
+        verification: verification.status,
+        secret_name: gathered.reading.secret_name.clone(),
+        keys: verification.keys,
+    };
+    let waits = [
+        verification.wait,
+        gathered.reading_left,
+        Some(SAFETY_INTERVAL.max(gathered.reading_left.unwrap_or_default())),
+    ];
+    Plan {
+        status,
+        is_held: verification.is_held,
+        probe: verification.probe,
+        uses_outcome: verification.uses_outcome,
+        notices,
+        requeue: waits.into_iter().flatten().min().unwrap_or(SAFETY_INTERVAL),
+    }
+}
+
+fn verification(
+    gathered: &Gathered,
+    validated: &Validated<'_>,
+    key: &FingerprintKey,
+    previous: &WebhookStatus,
+) -> Verification {
+    let Some(endpoint) = &validated.maybe_endpoint else {
+        return untouched(previous);
+    };
+    let id = probe_id(gathered, validated, endpoint, key);
+    let verdict = match &gathered.probe {
+        ProbeView::Judged { id: of, verdict } if *of == id => Some(verdict),
+        _ => None,
+    };
+    let present = validated.maybe_material.map(|_| key_statuses(gathered, validated, key));
+    let is_verified = previous.verification.as_ref().is_some_and(|v| v.state == VerificationState::Verified);
+    let keys_changed = is_verified && present.as_ref().is_some_and(|present| *present != previous.keys);
+    let decision = decide(&situation(gathered, validated, endpoint, key, previous, verdict, keys_changed));
+    let is_checkable = validated.maybe_problem.is_none() && !gathered.webhook.spec.is_suspended();
+    let next = next_probe(gathered, &decision, &id, is_checkable);
+    // Changed keys are told once the endpoint was asked with them: until then they
+    // are the reason to ask.
+    let waits_for_check = keys_changed && verdict.is_none() && !matches!(decision.step, Step::Rest);
+    let keys = if waits_for_check { None } else { present };
+    let no_pod = next.lacks_pod && decision.status.state != VerificationState::Verified;
+    Verification {
+        maybe_problem: no_pod.then(|| no_pod_problem(&gathered.pool_name)),
+        transition: decision.transition,
+        probe: next.is_due.then(|| ProbeOrder { id, endpoint: endpoint.clone() }),
+        wait: next.wait,
+        is_held: next.is_held,
+        uses_outcome: verdict.is_some(),
+        keys: keys.unwrap_or_else(|| previous.keys.clone()),
+        status: Some(decision.status),
+    }
+}
+
+/// Where the endpoint is cannot be known now, so nothing new is known of it.
+fn untouched(previous: &WebhookStatus) -> Verification {
+    Verification {
+        status: previous.verification.clone(),
+        maybe_problem: None,
+        transition: None,
+        probe: None,
+        wait: None,
+        is_held: false,
+        uses_outcome: false,
+        keys: previous.keys.clone(),
+    }
+}
+
+#[derive(Default)]
+struct NextProbe {
+    is_due: bool,
+    is_held: bool,
+    lacks_pod: bool,
+    wait: Option<Duration>,
+}
+
+fn next_probe(gathered: &Gathered, decision: &Decision, id: &str, is_checkable: bool) -> NextProbe {
+    if !is_checkable {
+        return NextProbe::default();
+    }
+    match (decision.step, &gathered.probe) {
+        (Step::Rest, _) => NextProbe::default(),
+        (Step::Wait(wait), _) => NextProbe { wait: Some(wait), ..NextProbe::default() },
+        (Step::Probe, ProbeView::Running { id: of, time, after_no_pod }) if of == id => {
+            let left = HOLD.saturating_sub(*time);
+            // After the moment of waiting, the outcome wakes the Webhook.
+            let wait = (!left.is_zero()).then_some(left);
+            NextProbe { is_due: false, is_held: !left.is_zero() && !after_no_pod, lacks_pod: *after_no_pod, wait }
+        }
+        (Step::Probe, ProbeView::NoPod { id: of, left }) if of == id => {
+            NextProbe { is_due: left.is_zero(), is_held: false, lacks_pod: true, wait: Some(*left.max(&HOLD)) }
+        }
+        (Step::Probe, _) => NextProbe { is_due: true, is_held: true, lacks_pod: false, wait: Some(HOLD) },
+    }
+}
+
+fn situation<'a>(
+    gathered: &'a Gathered,
+    validated: &Validated<'_>,
+    endpoint: &'a Endpoint,
+    key: &'a FingerprintKey,
+    previous: &'a WebhookStatus,
+    checked: Option<&'a Verdict>,
+    keys_changed: bool,
+) -> Situation<'a> {
+    let annotations = gathered.webhook.metadata.annotations.as_ref();
+    Situation {
+        now: gathered.now,
+        chance: gathered.chance,
+        uid: &gathered.uid,
+        endpoint: endpoint.identity.expose(),
+        method: validated.method,
+        http_method: validated.http_method,
+        key,
+        interval: validated.interval,
+        fail_after: validated.fail_after,
+        previous: previous.verification.as_ref(),
+        requested: annotations.and_then(|all| all.get(VERIFY_REQUESTED_ANNOTATION)).map(String::as_str),
+        keys_changed,
+        checked,
+    }
+}
+
+/// Whether these conditions say that the pods have this generation.
+pub fn was_programmed(conditions: &[Condition], generation: i64) -> bool {
+    let told = condition::find(conditions, ConditionType::Programmed);
+    told.is_some_and(|told| told.status == "True" && told.observed_generation == Some(generation))
+}
+
+/// What tells the outcome for one endpoint and method from that for another.
+fn probe_id(gathered: &Gathered, validated: &Validated<'_>, endpoint: &Endpoint, key: &FingerprintKey) -> String {
+    key.fingerprint(Bound {
+        uid: &gathered.uid,
+        endpoint: endpoint.identity.expose(),
+        method: validated.method,
+        http_method: validated.http_method,
+        verified_time: None,
+        valid_until: None,
+    })
+}
+
+fn key_statuses(gathered: &Gathered, validated: &Validated<'_>, key: &FingerprintKey) -> Vec<KeyStatus> {
+    let Some(material) = validated.maybe_material else { return Vec::new() };
+    let roles = [(material.keys.current(), KeyRole::Current), (material.keys.previous(), KeyRole::Previous)];
+    roles
+        .into_iter()
+        .filter_map(|(signing, role)| Some(KeyStatus { id: key.key_id(&gathered.uid, signing?), role }))
+        .collect()
+}
+
+fn no_pod_problem(pool: &str) -> Problem {
+    problem(
+        Reason::PoolNotReady,
+        format!(
+            "No pod of DeliveryPool {pool} answers, so the endpoint cannot be asked. It is asked as soon as one does; see the DeliveryPool's condition Ready."
+        ),
+    )
+}
+
+/// What is told: a verification that came or went, and a Secret that became a problem.
+fn notices(previous: &WebhookStatus, verification: &Verification, problem: Option<&Problem>) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    if let Some((_, state)) = verification.transition {
+        notices.extend(notice_of(state, verification.status.as_ref()));
+    }
+    if let Some(problem) = problem.filter(|problem| is_about_secrets(problem.reason)) {
+        let ready = condition::find(&previous.conditions, ConditionType::Ready);
+        if ready.is_none_or(|ready| ready.reason != problem.reason.as_str()) {
+            notices.push(Notice { is_warning: true, reason: problem.reason, note: problem.message.clone() });
+        }
+    }
+    notices
+}
+
+fn notice_of(state: VerificationState, status: Option<&VerificationStatus>) -> Option<Notice> {
+    let (is_warning, reason) = match state {
+        VerificationState::Unverified | VerificationState::Pending => return None,
+        VerificationState::Verified => (false, Reason::Verified),
+        VerificationState::Failed => (true, Reason::VerificationFailed),
+        VerificationState::Gone => (true, Reason::Gone),
+        VerificationState::Expired => (true, Reason::VerificationExpired),
+    };
+    let told = status.and_then(|status| status.message.clone());
+    Some(Notice { is_warning, reason, note: told.unwrap_or_else(|| reason.explanation().meaning.to_owned()) })
+}
+
+const fn is_about_secrets(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::SecretNotFound
+            | Reason::SecretKeyMissing
+            | Reason::SecretEmpty
+            | Reason::SecretTooShort
+            | Reason::SecretTooLong
+            | Reason::SecretTypeForbidden
+            | Reason::SecretInvalid
+            | Reason::SecretNotReadable
+    )
+}
+
+/// The URL of an endpoint as the probe needs it.
+pub fn origin_host(release_namespace: &str) -> String {
+    format!("posthorn.{release_namespace}.svc")
+}
+
+/// The headers of every request to the endpoint: literal ones, then those from Secrets.
+pub fn own_headers(gathered: &Gathered, validated: &Validated<'_>) -> Vec<(String, SecretString)> {
+    let literal = gathered.webhook.spec.headers.iter();
+    let mut headers: Vec<_> =
+        literal.map(|header| (header.name.clone(), SecretString::from(header.value.as_str()))).collect();
+    headers.extend(validated.maybe_material.into_iter().flat_map(|material| material.headers.iter().cloned()));
+    headers
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

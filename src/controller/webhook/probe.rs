@@ -1,0 +1,125 @@
+//! Apply, for a probe: builds the handshake, has a pod send it, judges the
+//! answer and leaves the verdict on the Webhook's desk.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    desk::Probe,
+    gather::Gathered,
+    plan::{ProbeOrder, origin_host, own_headers},
+    validate::Validated,
+};
+use crate::{
+    api::webhook::{ChallengeHttpMethod, Dialect, VerificationMethod},
+    controller::{backoff, context::Context, key::ObjectKey},
+    dialect::SigningKeys,
+    runtime::clock,
+    verify::challenge::{Handshake, Verdict, new_challenge},
+    wire::probe::ProbeRequest,
+};
+
+/// First wait after no pod took a probe.
+const NO_POD_BACKOFF_FIRST: Duration = Duration::from_secs(2);
+/// Longest wait after no pod took a probe.
+const NO_POD_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// A handshake that is under way, with all that judging it takes.
+struct Under {
+    dialect: Dialect,
+    method: VerificationMethod,
+    http_method: ChallengeHttpMethod,
+    challenge: String,
+    message_id: String,
+    keys: SigningKeys,
+    origin: String,
+    now: k8s_openapi::jiff::Timestamp,
+}
+
+impl Under {
+    fn handshake(&self) -> Handshake<'_> {
+        Handshake {
+            dialect: self.dialect,
+            method: self.method,
+            http_method: self.http_method,
+            challenge: &self.challenge,
+            keys: &self.keys,
+            message_id: &self.message_id,
+            now: self.now,
+            origin: &self.origin,
+        }
+    }
+}
+
+/// Starts a probe and returns. Its outcome wakes the Webhook.
+pub(super) fn start(context: &Arc<Context>, gathered: &Gathered, validated: &Validated<'_>, order: ProbeOrder) {
+    let Some(material) = validated.maybe_material else { return };
+    let under = Under {
+        dialect: gathered.webhook.spec.effective_dialect(),
+        method: validated.method,
+        http_method: validated.http_method,
+        challenge: new_challenge(clock::random_bytes()),
+        message_id: format!("msg_{}", new_challenge(clock::random_bytes())),
+        keys: material.keys.clone(),
+        origin: origin_host(&context.namespace),
+        now: clock::now(),
+    };
+    let Some(sent) = under.handshake().request() else { return };
+    let mut headers = sent.headers;
+    for (name, value) in own_headers(gathered, validated) {
+        // The handshake's own headers are what is being tested.
+        if !headers.iter().any(|(own, _)| own.eq_ignore_ascii_case(&name)) {
+            headers.push((name, value));
+        }
+    }
+    let request = ProbeRequest {
+        namespace: gathered.key.namespace.to_string(),
+        name: gathered.key.name.to_string(),
+        target: order.endpoint.target,
+        method: sent.method.to_owned(),
+        headers,
+        body: sent.body,
+        timeout_ms: u64::try_from(validated.timeout.as_millis()).unwrap_or(u64::MAX),
+        tls: material.tls.clone(),
+    };
+    let (key, uid, id) = (gathered.key.clone(), gathered.uid.clone(), order.id);
+    context.desks.at(&key.clone(), &uid.clone(), |desk| {
+        let no_pod = match &desk.probe {
+            Some(Probe::NoPod { id: of, failures, .. }) if *of == id => *failures,
+            _ => 0,
+        };
+        let work = run(Arc::clone(context), gathered.pool_name.clone(), key, uid, id.clone(), no_pod, under, request);
+        let task = tokio::spawn(work).abort_handle();
+        desk.probe = Some(Probe::Running { id, since: clock::monotonic(), no_pod, task });
+    });
+}
+
+#[allow(clippy::too_many_arguments, reason = "the parts of one task, named once")]
+async fn run(
+    context: Arc<Context>,
+    pool: String,
+    key: ObjectKey,
+    uid: String,
+    id: String,
+    no_pod: u32,
+    under: Under,
+    request: ProbeRequest,
+) {
+    let outcome = match context.prober.send(&pool, &request).await {
+        Ok(response) => {
+            let verdict = under.handshake().judge(&response.outcome);
+            let reason = match &verdict {
+                Verdict::Wanted => None,
+                Verdict::NotWanted { reason, .. } => Some(reason.as_str()),
+            };
+            tracing::info!(namespace = %key.namespace, webhook = %key.name, reason, duration_ms = response.duration_ms, "asked the endpoint");
+            Probe::Judged { id, verdict }
+        }
+        Err(error) => {
+            let wait = backoff::wait(NO_POD_BACKOFF_FIRST, NO_POD_BACKOFF_MAX, no_pod, clock::chance());
+            tracing::debug!(namespace = %key.namespace, webhook = %key.name, pool, %error, "no pod took the probe");
+            Probe::NoPod { id, failures: no_pod.saturating_add(1), retry_at: clock::monotonic() + wait }
+        }
+    };
+    context.desks.at_existing(&key, &uid, |desk| desk.probe = Some(outcome));
+    context.triggers.webhook(&key);
+}
