@@ -1,8 +1,8 @@
-//! Objects in memory at a fraction of their size.
+//! Objects in memory, smaller than they are.
 //!
-//! A parsed Webhook with its status takes some 5 kB, most of it small strings of
-//! conditions. The watch cache keeps metadata without managedFields and foreign
-//! annotations, and the rest as the bytes of its JSON; a reconcile parses them
+//! The watch cache keeps metadata without managedFields and foreign annotations,
+//! and the rest as the bytes of its JSON: 2.0 KiB for a verified Webhook, where
+//! the parsed object takes 2.7 (10,000 of each, measured). A reconcile parses it
 //! again, which takes microseconds. An object that cannot be parsed is kept with
 //! the reason, so that one bad object never stops a watch.
 

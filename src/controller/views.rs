@@ -20,8 +20,6 @@ use crate::api::{
 pub struct WebhookFacts {
     /// Whether its endpoint is verified.
     pub is_verified: bool,
-    /// Whether the controller has told anything of it yet.
-    pub is_fresh: bool,
 }
 
 /// All excerpts.
@@ -129,10 +127,7 @@ impl References {
 fn facts(cached: &Cached<Webhook>) -> WebhookFacts {
     let status = cached.object().ok().and_then(|webhook| webhook.status);
     let conditions = status.map(|status| status.conditions).unwrap_or_default();
-    WebhookFacts {
-        is_verified: condition::is_true(&conditions, ConditionType::Verified),
-        is_fresh: conditions.is_empty(),
-    }
+    WebhookFacts { is_verified: condition::is_true(&conditions, ConditionType::Verified) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

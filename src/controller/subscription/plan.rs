@@ -195,7 +195,7 @@ mod tests {
         let created: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
         Facts {
             generation: 2,
-            webhook: webhook.map(|is_verified| WebhookFacts { is_verified, is_fresh: false }),
+            webhook: webhook.map(|is_verified| WebhookFacts { is_verified }),
             indexed,
             now: Timestamp::from_second(created.as_second() + seconds).unwrap(),
         }

@@ -133,6 +133,8 @@ fn view(desk: &Desk) -> ProbeView {
     let now = clock::monotonic();
     match &desk.probe {
         None => ProbeView::None,
+        // It ended without an outcome: a defect of ours, which must not hold a Webhook for ever.
+        Some(Probe::Running { task, .. }) if task.is_finished() => ProbeView::None,
         Some(Probe::Running { id, since, no_pod, task: _ }) => ProbeView::Running {
             id: id.clone(),
             time: now.saturating_duration_since(*since),

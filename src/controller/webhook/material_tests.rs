@@ -1,3 +1,5 @@
+//! Tests of reading and making Secrets, against an API server that is made up.
+
 use http::{Request, Response};
 use kube::client::Body;
 use serde_json::{Value, json};

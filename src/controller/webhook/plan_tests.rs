@@ -1,3 +1,5 @@
+//! Tests of validate and plan together: YAML-like objects in, conditions out.
+
 use std::sync::Arc;
 
 use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
