@@ -5,6 +5,7 @@
 
 mod crds;
 mod egress;
+mod examples;
 mod inbox;
 mod plugin;
 mod tidy;
