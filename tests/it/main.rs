@@ -3,6 +3,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "tests are named as sentences, and nobody links them")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test that fails should panic")]
 
+mod chart;
 mod crds;
 mod egress;
 mod examples;
