@@ -4,14 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test that fails should panic")]
 
 mod access;
-mod crds;
-mod egress;
-mod fake_api;
-mod feed;
 mod chart;
 mod crds;
 mod egress;
 mod examples;
+mod fake_api;
+mod feed;
 mod inbox;
 mod index;
 mod internal_api;
