@@ -25,8 +25,8 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
-    runtime::{WatchStreamExt, watcher},
 };
+use kube_runtime::{WatchStreamExt, watcher};
 use posthorn::api::{ConditionType, Subscription, Webhook, condition};
 use serde::de::DeserializeOwned;
 use serde_json::json;

@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use futures::{Stream, stream};
-use kube::{
-    Client, Resource,
-    runtime::{
-        controller::Action,
-        reflector::{ObjectRef, Store},
-    },
+use kube::{Client, Resource};
+use kube_runtime::{
+    controller::Action,
+    reflector::{ObjectRef, Store},
 };
 use tokio::sync::mpsc;
 

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use kube::{Resource, ResourceExt, runtime::reflector::ObjectRef};
+use kube::{Resource, ResourceExt};
+use kube_runtime::reflector::ObjectRef;
 
 /// Namespace and name of an object of a namespaced kind. The kind is known from
 /// where the key is used.

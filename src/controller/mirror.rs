@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 
-use kube::{Resource, runtime::watcher::Event};
+use kube::Resource;
+use kube_runtime::watcher::Event;
 
 use super::key::ObjectKey;
 

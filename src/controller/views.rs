@@ -8,7 +8,8 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{ResourceExt, core::PartialObjectMeta, runtime::watcher::Event};
+use kube::{ResourceExt, core::PartialObjectMeta};
+use kube_runtime::watcher::Event;
 
 use super::{cache::Cached, key::ObjectKey, mirror::Mirror};
 use crate::api::{

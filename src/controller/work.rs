@@ -9,15 +9,12 @@ use std::{fmt::Debug, future::ready, sync::Arc, time::Duration};
 
 use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{
-    Api, Client, Resource,
-    core::PartialObjectMeta,
-    runtime::{
-        Controller, WatchStreamExt,
-        controller::{self, Action},
-        reflector::{self, Store},
-        watcher::{self, Event, watcher},
-    },
+use kube::{Api, Client, Resource, core::PartialObjectMeta};
+use kube_runtime::{
+    Controller, WatchStreamExt,
+    controller::{self, Action},
+    reflector::{self, Store},
+    watcher::{self, Event, watcher},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::watch, task::JoinSet, time::timeout};

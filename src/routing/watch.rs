@@ -10,14 +10,10 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::PartialObjectMeta,
-    core::DeserializeGuard,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Config, Event, watcher},
-    },
+use kube::{Api, Client, Resource, ResourceExt, api::PartialObjectMeta, core::DeserializeGuard};
+use kube_runtime::{
+    WatchStreamExt,
+    watcher::{self, Config, Event, watcher},
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,

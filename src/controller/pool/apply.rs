@@ -15,8 +15,8 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
-    runtime::wait::{await_condition, conditions},
 };
+use kube_runtime::wait::{await_condition, conditions};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 

@@ -26,13 +26,11 @@ use k8s_openapi::{
     api::{apps::v1::StatefulSet, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget},
     jiff::Timestamp,
 };
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    runtime::{
-        controller::{self, Action, Controller},
-        reflector::ObjectRef,
-        watcher,
-    },
+use kube::{Api, Client, Resource, ResourceExt};
+use kube_runtime::{
+    controller::{self, Action, Controller},
+    reflector::ObjectRef,
+    watcher,
 };
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;

@@ -8,7 +8,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use kube::{Resource, runtime::controller::Action};
+use kube::Resource;
+use kube_runtime::controller::Action;
 
 use self::plan::{Facts, Plan, plan};
 use super::{

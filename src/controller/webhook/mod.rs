@@ -10,7 +10,7 @@ pub mod validate;
 
 use std::{sync::Arc, time::Duration};
 
-use kube::runtime::controller::Action;
+use kube_runtime::controller::Action;
 
 use self::{
     desk::{Probe, Written},
