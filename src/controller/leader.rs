@@ -5,7 +5,7 @@
 //! clock is compared between nodes: a candidate takes over when *it* has seen no
 //! renewal for the Lease's duration on its own monotonic clock, or at once when
 //! the leader gave the Lease back. The leader gives up after [`RENEW_DEADLINE`]
-//! without a renewal, before anybody else may take over; the process then ends.
+//! without a renewal, before anybody else may take over; all its work then stops, and it stands again.
 //! Why not a crate: `docs/decisions/0004-own-lease.md`.
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! The role `controller` from start to end: serve health, stand for election,
-//! lead until shutdown or until the Lease is lost.
+//! lead until shutdown, and stand again whenever the Lease is lost.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use super::{
     backoff::Backoff,
     client::{self, ClientError},
     internal::{self, InternalMaterial},
-    leader::{Candidate, Lost},
+    leader::Candidate,
     metrics::Metrics,
     pods::{PodAddress, PodClient, PodError},
     pool,
@@ -42,9 +42,6 @@ pub enum ControllerError {
         /// Why.
         source: std::io::Error,
     },
-    /// Another replica may lead. Ending is the one sure way to stop writing.
-    #[error("this replica does not lead any more, so it ends and starts anew")]
-    Lost(#[from] Lost),
     /// The internal authority is unusable.
     #[error("cannot set up calls of delivery pods")]
     Pods(#[from] PodError),
@@ -60,7 +57,7 @@ pub enum ControllerError {
 /// Runs the controller until `shutdown`.
 ///
 /// # Errors
-/// If it cannot start, or if it led and must not any more.
+/// If it cannot start, or if what it needs to lead is unusable.
 pub async fn run(arguments: ControllerArguments, shutdown: CancellationToken) -> Result<(), ControllerError> {
     tls::install_provider();
     let mut registry = MetricsRegistry::new("controller");
@@ -93,24 +90,46 @@ async fn elect_and_lead(
         return lead(arguments, client, metrics, shutdown).await;
     }
     let candidate = Candidate::new(client.clone(), &arguments.namespace, arguments.identity.clone());
-    tracing::info!(identity = arguments.identity, "standing for election");
-    tokio::select! {
-        () = shutdown.cancelled() => return Ok(()),
-        () = candidate.lead() => {}
+    while !shutdown.is_cancelled() {
+        tracing::info!(identity = arguments.identity, "standing for election");
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = candidate.lead() => {}
+        }
+        lead_until_lost(&candidate, arguments, client, metrics, shutdown).await?;
     }
+    Ok(())
+}
+
+/// Leads until shutdown, or until the Lease is lost. Dropping the leading future
+/// stops every write: it owns all tasks, and a request that is under way is as
+/// likely to arrive as if the process had ended. So a replica that lost the
+/// Lease stands again and need not restart: an API server that is away for a
+/// minute takes the Lease from everybody.
+async fn lead_until_lost(
+    candidate: &Candidate,
+    arguments: &ControllerArguments,
+    client: &Client,
+    metrics: &Metrics,
+    shutdown: &CancellationToken,
+) -> Result<(), ControllerError> {
     tracing::info!(identity = arguments.identity, "leading");
     metrics.leader.set(1);
-    let result = tokio::select! {
-        result = lead(arguments, client, metrics, shutdown) => result,
-        lost = candidate.hold() => {
-            tracing::error!(reason = %lost, "the Lease is lost; this process ends");
-            metrics.leader.set(0);
-            return Err(lost.into());
-        }
+    let ended = tokio::select! {
+        result = lead(arguments, client, metrics, shutdown) => Ok(result),
+        lost = candidate.hold() => Err(lost),
     };
     metrics.leader.set(0);
-    candidate.release().await;
-    result
+    match ended {
+        Ok(result) => {
+            candidate.release().await;
+            result
+        }
+        Err(lost) => {
+            tracing::warn!(reason = %lost, "the Lease is lost; all work has stopped, and this replica stands again");
+            Ok(())
+        }
+    }
 }
 
 async fn lead(

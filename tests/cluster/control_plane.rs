@@ -169,7 +169,7 @@ async fn prepare(client: &Client, folder: &Path, receiver_port: u16) {
     let pools: Api<posthorn::api::DeliveryPool> = Api::all(client.clone());
     let pool = json!({
         "apiVersion": "posthorn.dev/v1alpha1", "kind": "DeliveryPool", "metadata": {"name": "default"},
-        "spec": {"egress": {"schemes": ["http", "https"], "ports": [receiver_port], "allow": [{"cidr": "127.0.0.0/8", "ports": [receiver_port]}]}}
+        "spec": {"egress": {"schemes": ["http", "https"], "ports": [receiver_port]}}
     });
     pools.create(&PostParams::default(), &serde_json::from_value(pool).unwrap()).await.unwrap();
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), RELEASE_NAMESPACE);

@@ -9,10 +9,13 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use super::quantity;
-use crate::api::{
-    DeliveryPool,
-    pool::{Egress, EgressRule, ResourceAmounts, Resources},
-    webhook::Scheme,
+use crate::{
+    api::{
+        DeliveryPool,
+        pool::{Egress, EgressRule, ResourceAmounts, Resources},
+        webhook::Scheme,
+    },
+    policy::egress::{ClusterNetworks, EgressPolicy, PolicyError},
 };
 
 /// Size of a volume whose pool names none.
@@ -94,6 +97,9 @@ pub(super) enum Invalid {
         /// What the spec says.
         cidr: String,
     },
+    /// The delivery pods would refuse the rules.
+    #[error(transparent)]
+    Egress(#[from] PolicyError),
     /// Not the size of a volume.
     #[error("store.size is {size}, which is not a size such as 10Gi")]
     NotASize {
@@ -111,10 +117,13 @@ pub(super) fn validate(
     if name == "controller" || name.ends_with("-pods") {
         return Err(Invalid::NameTaken { name });
     }
+    let reach = reach(pool.spec.egress.as_ref())?;
+    // The same judge as in the pods: what they would refuse is said here.
+    EgressPolicy::compile(pool.spec.egress.as_ref(), &ClusterNetworks::default())?;
     Ok(ValidatedPool {
         volume: volume(pool, maybe_stateful_set.and_then(claim_template))?,
         resources: pool.spec.resources.clone().unwrap_or_else(default_resources),
-        reach: reach(pool.spec.egress.as_ref())?,
+        reach,
         name,
         uid,
     })
@@ -219,6 +228,13 @@ mod tests {
             Ok((size, class)) => assert_eq!(got, Ok((size.to_owned(), class.map(str::to_owned)))),
             Err(part) => assert!(got.as_ref().is_err_and(|e| e.contains(part)), "{got:?}"),
         }
+    }
+
+    #[test]
+    fn rules_that_the_pods_would_refuse_are_said_here() {
+        let opened = json!({ "egress": { "allow": [{ "cidr": "127.0.0.0/8" }] } });
+        let error = validate(&pool("sturdy", opened), None).unwrap_err().to_string();
+        assert!(error.contains("spec.egress.allow[0].cidr") && error.contains("remove it"), "{error}");
     }
 
     #[test]
