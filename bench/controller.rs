@@ -273,7 +273,7 @@ async fn restart(client: &Client, total: usize) -> Restart {
             let Ok(text) = scrape(&http, &address).await else { continue };
             let led = metric(&text, "posthorn_controller_leader", "");
             let seen = |kind: &str| metric(&text, "posthorn_controller_reconciles_total", &format!("kind=\"{kind}\""));
-            if led == 1 && seen("webhook") >= total as u64 && seen("subscription") >= total as u64 {
+            if led == 1 && seen("Webhook") >= total as u64 && seen("Subscription") >= total as u64 {
                 let took = start.elapsed();
                 tokio::time::sleep(QUIET).await;
                 let text = scrape(&http, &address).await.unwrap();

@@ -19,7 +19,7 @@ run_bench() {
   $KUBECTL apply -f "$REPOSITORY/bench/inbox.yaml" >&2
   # shellcheck disable=SC2086
   $KUBECTL rollout status deployment/inbox -n posthorn-bench --timeout=60s >&2
-  (cd "$REPOSITORY" && cargo bench --quiet --locked --bench controller)
+  (cd "$REPOSITORY" && cargo bench --profile dev --quiet --locked --bench controller)
 }
 
 binary=$(cluster_binary)

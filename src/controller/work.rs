@@ -112,6 +112,7 @@ pub(super) async fn run(leadership: Leadership, shutdown: CancellationToken) {
     let subscription_events = subscription_events(&scope, subscription_writer);
     let of_webhooks =
         queue("Webhook", webhook_events, webhooks, stream_of(woken.webhooks), webhook::reconcile, &context, &shutdown);
+    let webhooks_listed = context.webhooks.clone();
     let of_subscriptions = queue(
         "Subscription",
         subscription_events,
@@ -121,6 +122,13 @@ pub(super) async fn run(leadership: Leadership, shutdown: CancellationToken) {
         &context,
         &shutdown,
     );
+    let of_subscriptions = async {
+        // Before the Webhooks were listed, every Subscription would seem to lack
+        // its own, and a restart would write as many statuses twice.
+        if let Some(Ok(())) = shutdown.run_until_cancelled(webhooks_listed.wait_until_ready()).await {
+            of_subscriptions.await;
+        }
+    };
     tokio::join!(of_webhooks, of_subscriptions);
 }
 
