@@ -44,6 +44,8 @@ struct ApiState {
     /// Status codes for the next status writes.
     refusals: Vec<u16>,
     probes: HashMap<String, usize>,
+    /// How often the list of Webhooks is still refused.
+    refused_webhook_lists: usize,
     /// Watches from before this version must list anew.
     compacted: u64,
 }
@@ -95,6 +97,7 @@ impl ApiServer {
         let is_watch = query.contains("watch=true");
         let answer = match (parts.method.as_str(), rest) {
             ("GET", [resource]) if is_watch => return self.watch(resource, since),
+            ("GET", ["webhooks"]) if self.lock().refuses_webhook_list() => (500, json!({})),
             ("GET", [resource]) => self.lock().list(resource),
             ("GET", [resource, name]) => self.lock().get(resource, &format!("{namespace}/{name}")),
             (method, [resource, ..]) => self.lock().write(method, resource, namespace, rest.get(1).copied(), sent),
@@ -172,6 +175,12 @@ impl ApiState {
     fn tell(&mut self, resource: &str, type_: &str, object: &Value) {
         let line = line(type_, object);
         self.watches.retain(|(of, sender)| of != resource || sender.send(line.clone()).is_ok());
+    }
+
+    fn refuses_webhook_list(&mut self) -> bool {
+        let refuses = self.refused_webhook_lists > 0;
+        self.refused_webhook_lists = self.refused_webhook_lists.saturating_sub(1);
+        refuses
     }
 
     fn list(&self, resource: &str) -> (u16, Value) {
@@ -345,6 +354,29 @@ async fn what_is_applied_becomes_ready_with_few_writes_and_a_restart_adds_none()
     let again: Vec<_> = state.writes[writes..].iter().filter(|w| !w.ends_with("configmaps")).collect();
     assert!(again.len() <= 5, "{again:?}");
     assert_eq!((state.probes["early"], state.probes["late"]), (1, 1));
+}
+
+#[tokio::test]
+async fn a_restart_whose_list_of_webhooks_comes_late_takes_nothing_back() {
+    let server = ApiServer::default();
+    server.apply("webhooks", "Webhook", "early", url());
+    server.apply("subscriptions", "Subscription", "orders", to("early"));
+    let cluster = Cluster::start(server).await;
+    cluster.server.until("readiness", |s| s.is_ready("subscriptions", "orders")).await;
+    let server = cluster.stop().await;
+    let writes = {
+        let mut state = server.lock();
+        state.refused_webhook_lists = 1;
+        state.writes.len()
+    };
+    let cluster = Cluster::start(server).await;
+    cluster.server.apply("webhooks", "Webhook", "third", url());
+    cluster.server.until("readiness", |s| s.is_ready("webhooks", "third")).await;
+    let server = cluster.stop().await;
+    let state = server.lock();
+    assert_eq!(state.refused_webhook_lists, 0, "the list was late");
+    let again: Vec<_> = state.writes[writes..].iter().filter(|w| w.ends_with("subscriptions")).collect();
+    assert!(again.is_empty(), "{again:?}");
 }
 
 #[tokio::test]
