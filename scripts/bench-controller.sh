@@ -3,6 +3,7 @@
 # because it reads the memory of the processes on this machine.
 . "$(dirname "$0")/lib.sh"
 
+unset CONTEXT
 export CLUSTER=own
 STATE=$(mktemp)
 was_up=no
@@ -16,10 +17,9 @@ cluster_up() { "$REPOSITORY/scripts/cluster.sh" up >"$STATE"; }
 
 run_bench() {
   # shellcheck disable=SC2086 # KUBECTL may be a command with an argument
-  $KUBECTL apply -f "$REPOSITORY/bench/inbox.yaml" >&2
-  # shellcheck disable=SC2086
-  $KUBECTL rollout status deployment/inbox -n posthorn-bench --timeout=60s >&2
-  (cd "$REPOSITORY" && cargo bench --profile dev --quiet --locked --bench controller)
+  $KUBECTL apply -f "$REPOSITORY/bench/inbox.yaml" >&2 &&
+    $KUBECTL rollout status deployment/inbox -n posthorn-bench --timeout=60s >&2 &&
+    (cd "$REPOSITORY" && cargo bench --profile dev --quiet --locked --bench controller)
 }
 
 binary=$(cluster_binary)

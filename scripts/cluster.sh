@@ -42,7 +42,7 @@ up() {
       printf 'CLUSTER=own\nKUBECONFIG=%s\nKUBECTL=%s kubectl\nHELM=%s helm\n' "$kubeconfig" "$binary" "$binary"
       ;;
     kind)
-      need kubectl "install kubectl"
+      need kubectl "install kubectl, which kind does not bring"
       kind=$(kind_command)
       kubeconfig=$CACHE/kind.kubeconfig
       "$kind" get clusters 2>/dev/null | grep -qx "$KIND_NAME" || "$kind" create cluster --name "$KIND_NAME" --kubeconfig "$kubeconfig" >&2

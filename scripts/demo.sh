@@ -59,9 +59,10 @@ demo_up() {
 }
 
 apply_examples() {
-  k apply -f "$REPOSITORY/examples/00-inbox.yaml"
+  local file
   for file in "$REPOSITORY"/examples/[0-9]*.yaml; do
-    k apply -f "$file"
+    # The examples name the image as `make image` does.
+    sed "s|image: posthorn:dev|image: $IMAGE|" "$file" | k apply -f - || return 1
   done
 }
 

@@ -12,6 +12,11 @@ RUST_PATHS="--remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$CARGO_TA
 C_PATHS="-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$CARGO_TARGET_DIR=/target"
 ARCHIVE=${IMAGE_ARCHIVE:-$CACHE/image/posthorn.tar}
 BYTES_MAX=$((25 * 1000 * 1000))
+case $TARGET in
+  x86_64-*) ARCHITECTURE=amd64 ;;
+  aarch64-*) ARCHITECTURE=arm64 ;;
+  *) die "no image for $TARGET: x86_64 and aarch64 are known" ;;
+esac
 
 compile() {
   # --target keeps the static flag away from build scripts and proc macros.
@@ -20,9 +25,10 @@ compile() {
 }
 
 pack() {
-  mkdir -p "$(dirname "$ARCHIVE")" "$CACHE/bin"
-  (cd "$REPOSITORY/image" && CGO_ENABLED=0 go build -trimpath -o "$CACHE/bin/posthorn-image" . >&2)
-  "$CACHE/bin/posthorn-image" --binary "$CARGO_TARGET_DIR/$TARGET/release/posthorn" --name "$IMAGE" --out "$ARCHIVE" >&2
+  mkdir -p "$(dirname "$ARCHIVE")" "$CACHE/bin" &&
+    (cd "$REPOSITORY/image" && CGO_ENABLED=0 go build -trimpath -o "$CACHE/bin/posthorn-image" . >&2) &&
+    "$CACHE/bin/posthorn-image" --binary "$CARGO_TARGET_DIR/$TARGET/release/posthorn" --arch "$ARCHITECTURE" \
+      --name "$IMAGE" --out "$ARCHIVE" >&2
 }
 
 toolchains

@@ -6,10 +6,16 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${POSTHORN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/posthorn}
 RELEASE_NAMESPACE=posthorn-system
 IMAGE=${IMAGE:-posthorn:dev}
+# A registry may have a port: what follows the last slash must name the tag.
+case ${IMAGE##*/} in
+  *:*) ;;
+  *) printf 'error: IMAGE must name a tag, such as posthorn:dev\n' >&2 && exit 1 ;;
+esac
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$REPOSITORY/target}
 mkdir -p "$CACHE"
 
-# step TEXT COMMAND…: runs the command; its output appears as it comes.
+# step TEXT COMMAND…: runs the command; its output appears as it comes. The shell
+# does not stop inside a function that is run so: join its commands with &&.
 step() {
   local text=$1 start=$SECONDS
   shift

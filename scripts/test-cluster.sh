@@ -3,7 +3,9 @@
 # this script brought it up (KEEP=1 leaves it). Arguments go to the test binary.
 . "$(dirname "$0")/lib.sh"
 
-export CLUSTER=${CLUSTER:-own}
+# Always the project's own: the tests stop parts of it and reach its pods from here.
+unset CONTEXT
+export CLUSTER=own
 STATE=$(mktemp)
 was_up=no
 
@@ -22,6 +24,9 @@ run_tests() {
 
 binary=$(cluster_binary)
 if "$binary" status >/dev/null 2>&1; then was_up=yes; fi
+if [ -f "$CACHE/demo.env" ] && [ "$was_up" = yes ]; then
+  die "the demo is up in the cluster of the tests, and they would uninstall it: run make demo-down first"
+fi
 archive=$(image_archive)
 trap finish EXIT
 step "Bringing the cluster up" cluster_up
