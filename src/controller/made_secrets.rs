@@ -10,7 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::{
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{key::ObjectKey, webhook::material::WEBHOOK_LABEL};
+use super::{backoff, key::ObjectKey, webhook::material::WEBHOOK_LABEL};
 use crate::{
     api::{
         FIELD_MANAGER, Webhook,
@@ -45,8 +45,10 @@ pub const SHARDS: u8 = 16;
 /// Names in one shard at most: 5,000 of up to 130 bytes stay below the 1 MiB that
 /// a ConfigMap may have. Past it a Secret is not recorded and stays for ever.
 pub const SHARD_NAMES_MAX: usize = 5_000;
-/// Secrets that one pass deletes at most.
+/// Secrets of one shard that one pass tries to delete at most.
 pub const DELETIONS_MAX: usize = 100;
+/// Longest wait before a Secret that could not be deleted is tried again.
+pub const POSTPONED_MAX: Duration = Duration::from_secs(60 * 60);
 
 const CONFIG_MAP_PREFIX: &str = "posthorn-made-secrets-";
 const LEDGER_KEY: &str = "ledger.json";
@@ -142,19 +144,45 @@ impl MadeSecrets {
     }
 }
 
+/// Secrets that could not be deleted, for example because an admission webhook
+/// refuses it: they make room for the others. In memory only.
+#[derive(Default)]
+struct Postponed(BTreeMap<ObjectKey, (u32, Instant)>);
+
+impl Postponed {
+    /// Which of those that are due are tried now.
+    fn turn(&self, due: &[ObjectKey], now: Instant) -> Vec<ObjectKey> {
+        let is_up = |key: &&ObjectKey| self.0.get(key).is_none_or(|(_, until)| *until <= now);
+        due.iter().filter(is_up).take(DELETIONS_MAX).cloned().collect()
+    }
+
+    fn postpone(&mut self, key: ObjectKey, now: Instant, chance: f64) {
+        let (failures, until) = self.0.entry(key).or_insert((0, now));
+        *until = now + backoff::wait(PASS_INTERVAL, POSTPONED_MAX, *failures, chance);
+        *failures = failures.saturating_add(1);
+    }
+
+    /// Forgets those of a shard that are no longer due.
+    fn retain(&mut self, shard: u8, due: &[ObjectKey]) {
+        let due: BTreeSet<_> = due.iter().collect();
+        self.0.retain(|key, _| shard_of(key) != shard || due.contains(key));
+    }
+}
+
 /// Keeps the ledger and deletes what is due.
 pub struct Keeper {
     client: Client,
     config_maps: Api<ConfigMap>,
     made: MadeSecrets,
     shards: BTreeMap<u8, Ledger>,
+    postponed: Postponed,
 }
 
 impl Keeper {
     /// A keeper whose ledger is in `namespace`.
     pub fn new(client: Client, namespace: &str, made: MadeSecrets) -> Self {
         let config_maps = Api::namespaced(client.clone(), namespace);
-        Self { client, config_maps, made, shards: BTreeMap::new() }
+        Self { client, config_maps, made, shards: BTreeMap::new(), postponed: Postponed::default() }
     }
 
     /// Compares once a minute, for ever. To be run by the leader, once it knows
@@ -188,16 +216,35 @@ impl Keeper {
         };
         let mut ledger = before.clone();
         let due = ledger.advance(recorded.iter().cloned(), exists, clock::now());
-        for key in due.iter().take(DELETIONS_MAX) {
-            if delete(&self.client, key).await? {
-                ledger.forget(key);
-            }
-        }
+        self.delete_due(shard, &due, &mut ledger).await;
         if ledger != before {
             self.save(shard, &ledger).await?;
         }
         self.shards.insert(shard, ledger);
         Ok(())
+    }
+
+    /// One Secret that cannot be deleted holds back neither the others nor the ledger.
+    async fn delete_due(&mut self, shard: u8, due: &[ObjectKey], ledger: &mut Ledger) {
+        self.postponed.retain(shard, due);
+        for key in self.postponed.turn(due, clock::monotonic()) {
+            let deleted = delete(&self.client, &key).await;
+            match &deleted {
+                Ok(true) => {
+                    ledger.forget(&key);
+                    continue;
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(namespace = %key.namespace, webhook = %key.name, %error, "the signing Secret of a Webhook that is gone could not be deleted; it is tried again");
+                }
+            }
+            self.postponed.postpone(key, clock::monotonic(), clock::chance());
+            if !matches!(deleted, Ok(_) | Err(kube::Error::Api(_))) {
+                // No answer: each of the others would wait for its time-out too.
+                break;
+            }
+        }
     }
 
     async fn load(&self, shard: u8) -> Result<Ledger, kube::Error> {
@@ -314,5 +361,76 @@ mod tests {
         let names = (0..=SHARD_NAMES_MAX).map(|i| key(&format!("w{i}")));
         ledger.advance(names, |_| true, at(0));
         assert_eq!(ledger.len(), SHARD_NAMES_MAX);
+    }
+
+    type Calls = Arc<Mutex<Vec<String>>>;
+
+    /// A keeper of one shard with the Secrets of these Webhooks due, before an API
+    /// server that deletes every Secret but those of names that begin with `stuck`.
+    fn keeper(names: impl Iterator<Item = String>) -> (Keeper, Calls) {
+        let calls = Calls::default();
+        let log = Arc::clone(&calls);
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+            let (code, body) = match method.as_str() {
+                "GET" if path.contains("/secrets/") => (
+                    200,
+                    json!({ "metadata": { "name": name, "labels": { WEBHOOK_LABEL: name.trim_end_matches("-signing") } }, "type": SIGNING_SECRET_TYPE }),
+                ),
+                "GET" => (404, json!({ "kind": "Status", "code": 404, "message": "no", "reason": "NotFound" })),
+                "DELETE" if name.starts_with("stuck") => {
+                    (403, json!({ "kind": "Status", "code": 403, "message": "no", "reason": "Forbidden" }))
+                }
+                _ => (200, json!({ "metadata": { "name": name } })),
+            };
+            if method != http::Method::GET {
+                log.lock().unwrap().push(format!("{method} {name}"));
+            }
+            let body = kube::client::Body::from(serde_json::to_vec(&body).unwrap());
+            let response = http::Response::builder().status(code).body(body).unwrap();
+            async move { Ok::<_, std::convert::Infallible>(response) }
+        });
+        let mut keeper = Keeper::new(Client::new(service, "default"), "posthorn-system", MadeSecrets::default());
+        let orphaned = names.map(|name| (name, at(0))).collect();
+        let ledger = Ledger { orphaned: [("n".to_owned(), orphaned)].into(), ..Ledger::default() };
+        keeper.shards.insert(0, ledger);
+        (keeper, calls)
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_cannot_be_deleted_holds_back_neither_the_others_nor_the_ledger() {
+        let (mut keeper, calls) = keeper(["stuck", "well"].map(String::from).into_iter());
+        keeper.pass(0, &[], |_| false).await.unwrap();
+        let expected = ["DELETE stuck-signing", "DELETE well-signing", "PATCH posthorn-made-secrets-0"];
+        assert_eq!(*calls.lock().unwrap(), expected);
+        assert!(keeper.shards[&0].has(&key("stuck")) && !keeper.shards[&0].has(&key("well")));
+    }
+
+    #[tokio::test]
+    async fn secrets_that_cannot_be_deleted_make_room_for_those_behind_them() {
+        let stuck = (0..DELETIONS_MAX).map(|i| format!("stuck{i}"));
+        let (mut keeper, calls) = keeper(stuck.chain(["well".to_owned()]));
+        keeper.pass(0, &[], |_| false).await.unwrap();
+        assert_eq!(calls.lock().unwrap().len(), DELETIONS_MAX);
+        keeper.pass(0, &[], |_| false).await.unwrap();
+        let calls = calls.lock().unwrap();
+        assert_eq!(calls[DELETIONS_MAX..], ["DELETE well-signing", "PATCH posthorn-made-secrets-0"]);
+    }
+
+    #[test]
+    fn a_postponed_secret_is_tried_again_after_a_growing_wait() {
+        let (mut postponed, due, start) = (Postponed::default(), [key("a")], clock::monotonic());
+        let shard = shard_of(&due[0]);
+        postponed.postpone(due[0].clone(), start, 0.0);
+        postponed.retain(shard, &due);
+        assert!(postponed.turn(&due, start + PASS_INTERVAL - Duration::from_nanos(1)).is_empty());
+        assert_eq!(postponed.turn(&due, start + PASS_INTERVAL), due);
+        postponed.postpone(due[0].clone(), start, 0.0);
+        assert!(postponed.turn(&due, start + PASS_INTERVAL).is_empty());
+        (0..99).for_each(|_| postponed.postpone(due[0].clone(), start, 0.0));
+        assert_eq!(postponed.turn(&due, start + POSTPONED_MAX), due);
+        postponed.retain(shard, &[]);
+        assert!(postponed.0.is_empty());
     }
 }
