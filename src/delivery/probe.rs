@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use crate::{
     api::Reason,
@@ -16,6 +19,10 @@ use crate::{
 pub const TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// Longest time for a probe.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(30);
+
+/// Share of a probe's time that finding where it goes may take: what is left is
+/// enough that a time-out afterwards tells of the endpoint.
+const LOOK_UP_SHARE: f64 = 0.5;
 
 /// Sends probes under the newest egress policy of the pool.
 #[derive(Clone)]
@@ -60,14 +67,15 @@ impl Prober {
 
     async fn send(&self, clients: &Clients, request: &ProbeRequest) -> Result<EgressAnswer, Failed> {
         let total = clamp_timeout(request.timeout_ms);
-        let started = clock::monotonic();
+        let started = Instant::now();
         let headers = request.headers.iter().map(|(name, value)| (name.as_str(), value.expose()));
         let parsed = EgressRequest::parse(&request.method, headers, request.body.clone().into_bytes())
             .map_err(|error| Failed { reason: Reason::InvalidHeader, message: error.to_string() })?;
         let client = clients
             .client(request.tls.as_ref())
             .map_err(|error| Failed { reason: error.reason(), message: error.message() })?;
-        let destination = self.destination(clients, request).await?;
+        let destination = timeout(total.mul_f64(LOOK_UP_SHARE), self.destination(clients, request));
+        let destination = destination.await.unwrap_or_else(|_elapsed| Err(look_up_timed_out(&request.target)))?;
         // Finding the Pods of a Service takes of the same time.
         let budgets = Budgets { total: total.saturating_sub(started.elapsed()), body_bytes_max: PROBE_BODY_BYTES_MAX };
         client.send(&destination, parsed, budgets).await.map_err(|error| {
@@ -99,6 +107,17 @@ impl Prober {
     }
 }
 
+/// Never the endpoint's fault: nothing was dialed.
+fn look_up_timed_out(target: &ProbeTarget) -> Failed {
+    let message = match target {
+        ProbeTarget::Service { name, .. } => {
+            format!("Posthorn could not look up the Service {name} in time; it is tried again")
+        }
+        ProbeTarget::Url(_) => "Posthorn could not read the URL in time; it is tried again".to_owned(),
+    };
+    Failed { reason: Reason::Internal, message }
+}
+
 fn parse(url: &SecretString, clients: &Clients, request: &ProbeRequest) -> Result<Destination, Failed> {
     parse_url(url.expose(), clients.policy()).map_err(|refusal| {
         tracing::info!(
@@ -127,7 +146,49 @@ fn to_wire(answer: &EgressAnswer) -> ProbeAnswer {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use futures::future::BoxFuture;
+    use serde_json::json;
+
     use super::*;
+    use crate::{
+        egress::{Resolve, ResolveError},
+        policy::egress::{ClusterNetworks, EgressPolicy},
+    };
+
+    struct NoNames;
+
+    impl Resolve for NoNames {
+        fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
+            Box::pin(async { Err(ResolveError::Other("a test resolves no names")) })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_cannot_be_looked_up_in_time_is_no_fault_of_the_endpoint() {
+        crate::runtime::tls::install_provider();
+        let egress = serde_json::from_value(json!({ "allow": [{ "namespaces": ["shop"] }] })).unwrap();
+        let policy = EgressPolicy::compile(Some(&egress), &ClusterNetworks::default()).unwrap();
+        let roots = Arc::new(rustls::RootCertStore::empty());
+        let clients = Clients::new(Arc::new(policy), Arc::new(NoNames), roots).unwrap();
+        let hangs = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, std::convert::Infallible>>()
+        });
+        let services = ServiceResolver::new(kube::Client::new(hangs, "default"));
+        let (_sender, newest) = watch::channel(Some(Arc::new(clients)));
+        let request = serde_json::from_value(json!({
+            "namespace": "shop", "name": "orders", "method": "POST", "headers": [], "body": "", "timeoutMs": 2000,
+            "target": { "service": { "name": "inbox", "port": 80, "path": "/", "scheme": "http" } },
+        }))
+        .unwrap();
+        let began = Instant::now();
+        let outcome = Prober::new(newest, services).probe(&request).await.unwrap().outcome;
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        let ProbeOutcome::Failure { reason, message } = outcome else { panic!("{outcome:?}") };
+        assert_eq!(reason, Reason::Internal);
+        assert!(message.contains("could not look up the Service inbox in time"), "{message}");
+    }
 
     #[test]
     fn the_time_for_a_probe_is_from_one_to_thirty_seconds() {

@@ -10,12 +10,15 @@ use super::{
     validate::Validated,
 };
 use crate::{
-    api::webhook::{ChallengeHttpMethod, Dialect, VerificationMethod},
-    controller::{backoff, context::Context, key::ObjectKey},
+    api::{
+        Reason,
+        webhook::{ChallengeHttpMethod, Dialect, VerificationMethod},
+    },
+    controller::{backoff, context::Context, key::ObjectKey, pods::PodError},
     dialect::SigningKeys,
     runtime::clock,
     verify::challenge::{Handshake, Verdict, new_challenge},
-    wire::probe::ProbeRequest,
+    wire::probe::{ProbeOutcome, ProbeRequest, ProbeResponse},
 };
 
 /// First wait after no pod took a probe.
@@ -104,22 +107,66 @@ async fn run(
     under: Under,
     request: ProbeRequest,
 ) {
-    let outcome = match context.prober.send(&pool, &request).await {
-        Ok(response) => {
-            let verdict = under.handshake().judge(&response.outcome);
+    let answer = context.prober.send(&pool, &request).await;
+    let outcome = match verdict_of(&under.handshake(), &answer) {
+        Some(verdict) => {
             let reason = match &verdict {
                 Verdict::Wanted => None,
                 Verdict::NotWanted { reason, .. } => Some(reason.as_str()),
             };
-            tracing::info!(namespace = %key.namespace, webhook = %key.name, reason, duration_ms = response.duration_ms, "asked the endpoint");
+            let duration_ms = answer.ok().map(|response| response.duration_ms);
+            tracing::info!(namespace = %key.namespace, webhook = %key.name, reason, duration_ms, "asked the endpoint");
             Probe::Judged { id, verdict }
         }
-        Err(error) => {
+        None => {
             let wait = backoff::wait(NO_POD_BACKOFF_FIRST, NO_POD_BACKOFF_MAX, no_pod, clock::chance());
-            tracing::debug!(namespace = %key.namespace, webhook = %key.name, pool, %error, "no pod took the probe");
+            tracing::debug!(namespace = %key.namespace, webhook = %key.name, pool, error = answer.err().map(tracing::field::display), "no pod took the probe");
             Probe::NoPod { id, failures: no_pod.saturating_add(1), retry_at: clock::monotonic() + wait }
         }
     };
     context.desks.at_existing(&key, &uid, |desk| desk.probe = Some(outcome));
     context.triggers.webhook(&key);
+}
+
+/// What an answer of a pod means for the endpoint; nothing if the endpoint was
+/// not asked for a reason of our own: no attempt of its is used up by that.
+fn verdict_of(handshake: &Handshake<'_>, answer: &Result<ProbeResponse, PodError>) -> Option<Verdict> {
+    match &answer.as_ref().ok()?.outcome {
+        ProbeOutcome::Failure { reason: Reason::Internal, .. } => None,
+        outcome => Some(handshake.judge(outcome)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(answer: Result<ProbeOutcome, u16>) -> Option<Verdict> {
+        let under = Under {
+            dialect: Dialect::StandardWebhooks,
+            method: VerificationMethod::Challenge,
+            http_method: ChallengeHttpMethod::Post,
+            challenge: "c".into(),
+            message_id: "m".into(),
+            keys: SigningKeys::none(),
+            origin: "o".into(),
+            now: k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+        };
+        let answer = match answer {
+            Ok(outcome) => Ok(ProbeResponse { duration_ms: 1, outcome }),
+            Err(code) => {
+                Err(PodError::Status { pool: "p".into(), status: reqwest::StatusCode::from_u16(code).unwrap() })
+            }
+        };
+        verdict_of(&under.handshake(), &answer)
+    }
+
+    #[test]
+    fn a_failure_of_posthorn_itself_is_no_verdict_on_the_endpoint() {
+        let failure = |reason| Ok(ProbeOutcome::Failure { reason, message: "m".into() });
+        assert_eq!(verdict(failure(Reason::Internal)), None);
+        assert_eq!(verdict(Err(503)), None);
+        let refused = verdict(failure(Reason::ConnectTimedOut));
+        assert!(matches!(refused, Some(Verdict::NotWanted { reason: Reason::ConnectTimedOut, .. })), "{refused:?}");
+    }
 }
