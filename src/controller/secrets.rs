@@ -7,16 +7,16 @@ use kube::{Api, Client};
 
 use crate::{
     api::{Reason, SecretKeyRef, defaults::SIGNING_SECRET_TYPE},
+    policy::egress::header::HEADER_BYTES_MAX,
     runtime::secret::{SecretBytes, SecretString},
     verify::conditions::Problem,
+    wire::probe::PEM_BYTES_MAX,
 };
 
-/// Longest value of a header from a Secret, in bytes: as long as a literal one may be, eight times.
-pub const HEADER_VALUE_BYTES_MAX: usize = 8 * 1024;
+/// Longest value of a header from a Secret, in bytes: as long as all headers together may be.
+pub const HEADER_VALUE_BYTES_MAX: usize = HEADER_BYTES_MAX;
 /// Longest URL from a Secret, in bytes: as long as `spec.url` may be.
 pub const URL_BYTES_MAX: usize = 2048;
-/// Longest PEM bundle from a Secret, in bytes.
-pub const PEM_BYTES_MAX: usize = 256 * 1024;
 
 /// Type of Secrets without a purpose of their own.
 const OPAQUE_TYPE: &str = "Opaque";
@@ -187,7 +187,8 @@ pub fn text_of(value: &SecretBytes, reference: &SecretKeyRef, bytes_max: usize) 
 /// A value as PEM text.
 ///
 /// # Errors
-/// If it is too long or not text.
+/// If it is too long or not text. Control characters are none: as JSON each
+/// would have six bytes on its way to the pod.
 pub fn pem_of(value: &SecretBytes, name: &str, key: &str) -> Result<SecretString, Problem> {
     if value.expose().len() > PEM_BYTES_MAX {
         return Err(problem(
@@ -195,7 +196,9 @@ pub fn pem_of(value: &SecretBytes, name: &str, key: &str) -> Result<SecretString
             format!("The value of key {key} in Secret {name} is longer than {PEM_BYTES_MAX} bytes."),
         ));
     }
-    let text = std::str::from_utf8(value.expose()).ok().filter(|t| t.contains("-----BEGIN "));
+    let is_text = |byte: u8| byte >= b' ' || matches!(byte, b'\n' | b'\r' | b'\t');
+    let text = std::str::from_utf8(value.expose()).ok();
+    let text = text.filter(|text| text.contains("-----BEGIN ") && text.bytes().all(is_text));
     text.map(SecretString::from)
         .ok_or_else(|| problem(Reason::SecretInvalid, format!("The value of key {key} in Secret {name} is not PEM.")))
 }
@@ -209,6 +212,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::wire::probe::{PROBE_REQUEST_BYTES_MAX, ProbeRequest, ProbeTarget, TlsMaterial};
 
     fn secret(type_: &str, value: &str) -> Secret {
         let mut secret: Secret = serde_json::from_value(json!({ "type": type_ })).unwrap();
@@ -266,5 +270,43 @@ mod tests {
         assert_eq!(text("Bearer xy", 8).unwrap_err().reason, Reason::SecretTooLong);
         assert_eq!(text("a\nb", 8).unwrap_err().reason, Reason::SecretInvalid);
         assert_eq!(text("é", 8).unwrap_err().reason, Reason::SecretInvalid);
+    }
+
+    #[test]
+    fn a_pem_bundle_is_as_long_as_a_pod_takes_it_and_no_longer() {
+        let pem = |bytes: usize| {
+            let text = format!("-----BEGIN {}", "x".repeat(bytes - 11));
+            pem_of(&SecretBytes::new(text.into_bytes()), "s", "ca.crt").map(|text| text.expose().len())
+        };
+        assert_eq!(pem(64 * 1024), Ok(64 * 1024));
+        assert_eq!(pem(64 * 1024 + 1).unwrap_err().reason, Reason::SecretTooLong);
+    }
+
+    #[test]
+    fn the_longest_request_that_the_limits_allow_is_one_that_a_pod_takes() {
+        let pem = |filler: char| format!("-----BEGIN {}", filler.to_string().repeat(PEM_BYTES_MAX - 11));
+        let check =
+            |text: String| pem_of(&SecretBytes::new(text.into_bytes()), "s", "k").map(|_| ()).map_err(|p| p.reason);
+        for filler in ['\n', '"', '\\', '\t'] {
+            assert_eq!(check(pem(filler)), Ok(()));
+        }
+        assert_eq!(check(pem('\u{1}')), Err(Reason::SecretInvalid));
+        let request = ProbeRequest {
+            namespace: "n".repeat(63),
+            name: "w".repeat(253),
+            target: ProbeTarget::Url(SecretString::new("\"".repeat(URL_BYTES_MAX))),
+            method: "OPTIONS".into(),
+            headers: vec![("a".into(), SecretString::new("\"".repeat(HEADER_BYTES_MAX))); 2],
+            body: "\"".repeat(HEADER_BYTES_MAX),
+            timeout_ms: 30_000,
+            tls: Some(TlsMaterial {
+                ca_pem: Some(pem('\n')),
+                client_certificate_pem: Some(pem('\n')),
+                client_key_pem: Some(SecretString::new(pem('\n'))),
+                min_version: None,
+            }),
+        };
+        let bytes = serde_json::to_vec(&request).unwrap().len();
+        assert!(bytes <= PROBE_REQUEST_BYTES_MAX, "{bytes}");
     }
 }

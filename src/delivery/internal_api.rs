@@ -32,12 +32,12 @@ use crate::{
     wire::{
         COUNTERS_PATH, INDEX_PATH, PROBE_PATH,
         index_feed::{Counters, FeedPage, FeedQuery, POLL_SECONDS_MAX},
-        probe::{ProbeOutcome, ProbeRequest, ProbeResponse},
+        probe::{PROBE_REQUEST_BYTES_MAX, ProbeOutcome, ProbeRequest, ProbeResponse},
     },
 };
 
-/// Bytes of a request's body at most: certificates and headers included.
-pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of a request's body at most.
+pub const BODY_BYTES_MAX: usize = PROBE_REQUEST_BYTES_MAX;
 /// Time for the body of a request to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -16,11 +16,9 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     api::{Reason, webhook::TlsVersion},
-    wire::probe::TlsMaterial,
+    wire::probe::{PEM_BYTES_MAX, TlsMaterial},
 };
 
-/// Bytes of PEM text in one field at most; the largest chains have a tenth.
-pub const PEM_BYTES_MAX: usize = 64 * 1024;
 /// Certificates in one field at most.
 pub const CERTIFICATES_MAX: usize = 64;
 

@@ -15,6 +15,13 @@ use crate::{
 /// Bytes of an answer's body that a probe reads at most. A challenge has fewer
 /// than 100; what is longer is not an answer to one.
 pub const PROBE_BODY_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of PEM text in one field of [`TlsMaterial`] at most; the largest chains
+/// have a tenth.
+pub const PEM_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a [`ProbeRequest`] as JSON at most: three fields of PEM, of which
+/// JSON makes twice as many bytes if every one is a line break or a quotation
+/// mark, and 64 KiB for URL, headers and body, which have some 10 KiB.
+pub const PROBE_REQUEST_BYTES_MAX: usize = 3 * 2 * PEM_BYTES_MAX + 64 * 1024;
 
 /// What to send where. Made by the controller, sent by a delivery pod, so that
 /// verification and delivery have one network identity and one egress policy.

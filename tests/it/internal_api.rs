@@ -283,7 +283,7 @@ async fn a_body_is_read_up_to_its_limit_and_what_is_no_request_is_not_repeated()
     let pod = Pod::ready().await;
     let send = async |body: String| pod.request(Method::POST, PROBE_PATH).body(body).send().await.unwrap();
     check_problem(send("x".repeat(BODY_BYTES_MAX)).await, 400, "line 1, column 1").await;
-    check_problem(send("x".repeat(BODY_BYTES_MAX + 1)).await, 413, "262144 bytes").await;
+    check_problem(send("x".repeat(BODY_BYTES_MAX + 1)).await, 413, "458752 bytes").await;
     let response = send(r#"{"target": {"hunter2": 1}}"#.to_owned()).await;
     assert!(!response.text().await.unwrap().contains("hunter2"));
 }

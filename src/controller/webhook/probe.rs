@@ -3,6 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use reqwest::StatusCode;
+
 use super::{
     desk::Probe,
     gather::Gathered,
@@ -131,9 +133,18 @@ async fn run(
 /// What an answer of a pod means for the endpoint; nothing if the endpoint was
 /// not asked for a reason of our own: no attempt of its is used up by that.
 fn verdict_of(handshake: &Handshake<'_>, answer: &Result<ProbeResponse, PodError>) -> Option<Verdict> {
-    match &answer.as_ref().ok()?.outcome {
-        ProbeOutcome::Failure { reason: Reason::Internal, .. } => None,
-        outcome => Some(handshake.judge(outcome)),
+    match answer {
+        Ok(ProbeResponse { outcome: ProbeOutcome::Failure { reason: Reason::Internal, .. }, .. }) => None,
+        Ok(ProbeResponse { outcome, .. }) => Some(handshake.judge(outcome)),
+        // To ask again would not help, and a pod did answer.
+        Err(PodError::Status { status: StatusCode::PAYLOAD_TOO_LARGE, .. }) => Some(Verdict::NotWanted {
+            reason: Reason::Internal,
+            message:
+                "The request is longer than a delivery pod takes. Shorten the certificates and headers of the Webhook."
+                    .to_owned(),
+        }),
+        // A 400 too: it comes of another version of Posthorn while one is replaced.
+        Err(_) => None,
     }
 }
 
@@ -154,9 +165,7 @@ mod tests {
         };
         let answer = match answer {
             Ok(outcome) => Ok(ProbeResponse { duration_ms: 1, outcome }),
-            Err(code) => {
-                Err(PodError::Status { pool: "p".into(), status: reqwest::StatusCode::from_u16(code).unwrap() })
-            }
+            Err(code) => Err(PodError::Status { pool: "p".into(), status: StatusCode::from_u16(code).unwrap() }),
         };
         verdict_of(&under.handshake(), &answer)
     }
@@ -166,7 +175,15 @@ mod tests {
         let failure = |reason| Ok(ProbeOutcome::Failure { reason, message: "m".into() });
         assert_eq!(verdict(failure(Reason::Internal)), None);
         assert_eq!(verdict(Err(503)), None);
+        assert_eq!(verdict(Err(400)), None);
         let refused = verdict(failure(Reason::ConnectTimedOut));
         assert!(matches!(refused, Some(Verdict::NotWanted { reason: Reason::ConnectTimedOut, .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_request_that_is_too_long_for_a_pod_is_told_as_such() {
+        let Some(Verdict::NotWanted { reason, message }) = verdict(Err(413)) else { panic!("no verdict") };
+        assert_eq!(reason, Reason::Internal);
+        assert!(message.contains("longer than a delivery pod takes"), "{message}");
     }
 }

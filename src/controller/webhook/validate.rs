@@ -15,6 +15,7 @@ use crate::{
         webhook::{ChallengeHttpMethod, Scheme, VerificationMethod},
     },
     controller::secrets::problem,
+    policy::egress::{HeaderRefusal, check_header, check_headers},
     runtime::secret::SecretString,
     verify::{challenge::Handshake, conditions::Problem},
     wire::probe::ProbeTarget,
@@ -74,6 +75,7 @@ pub fn validate(gathered: &Gathered) -> Validated<'_> {
             .or_else(|| method_problem(pool, method))
             .or(endpoint_problem)
             .or(secret_problem)
+            .or_else(|| header_problem(spec, maybe_material?))
             .or_else(|| http_problem(pool, maybe_endpoint.as_ref()?, spec, maybe_material?)),
         maybe_endpoint,
         maybe_material,
@@ -108,6 +110,21 @@ fn method_problem(pool: Option<&DeliveryPoolSpec>, method: VerificationMethod) -
         names.join(", ")
     );
     Some(problem(Reason::MethodNotAllowed, message))
+}
+
+/// The schema judges literal headers alone, and only where it is not written around.
+fn header_problem(spec: &WebhookSpec, material: &Material) -> Option<Problem> {
+    let literal = || spec.headers.iter().map(|header| (header.name.as_str(), header.value.as_str()));
+    let from_secrets = || material.headers.iter().map(|(name, value)| (name.as_str(), value.expose()));
+    let refusal = check_headers(literal().chain(from_secrets())).err()?;
+    let is_bad = |(name, value): (&str, &str)| check_header(name, value).is_err();
+    let field = match refusal {
+        HeaderRefusal::TooMany | HeaderRefusal::TooLong => None,
+        _ => (literal().position(is_bad).map(|at| format!("spec.headers[{at}]")))
+            .or_else(|| from_secrets().position(is_bad).map(|at| format!("spec.headersFrom[{at}]"))),
+    };
+    let field = field.unwrap_or_else(|| "spec.headers and spec.headersFrom".to_owned());
+    Some(problem(Reason::InvalidHeader, format!("{field} cannot be sent: {refusal}.")))
 }
 
 /// A handshake that sends a secret must not send it in the clear.
@@ -193,4 +210,53 @@ fn scheme_and_host(text: &str) -> Option<(Scheme, String)> {
     let is_plain = url.username().is_empty() && url.password().is_none() && url.fragment().is_none();
     let host = url.host_str().filter(|host| !host.is_empty())?;
     is_plain.then(|| (scheme, host.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        dialect::SigningKeys,
+        policy::egress::header::{HEADER_BYTES_MAX, HEADERS_MAX},
+    };
+
+    /// What is said of these headers: literal ones, and those from Secrets.
+    fn told(literal: &[(&str, &str)], from_secrets: &[(&str, &str)]) -> Option<String> {
+        let headers: Vec<_> = literal.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+        let spec = serde_json::from_value(json!({ "url": "https://a.example/", "headers": headers })).unwrap();
+        let headers =
+            from_secrets.iter().map(|(name, value)| ((*name).to_owned(), SecretString::from(*value))).collect();
+        let material = Material { keys: SigningKeys::none(), url: None, headers, tls: None };
+        let Problem { reason, message } = header_problem(&spec, &material)?;
+        assert_eq!(reason, Reason::InvalidHeader);
+        Some(message)
+    }
+
+    #[test]
+    fn a_header_that_must_not_be_sent_is_refused_wherever_it_comes_from() {
+        let good = [("x-a", "1"), ("Authorization", "Bearer x")];
+        assert_eq!(told(&good, &good), None);
+        let check = |message: Option<String>, start: &str| {
+            let message = message.unwrap();
+            assert!(message.starts_with(start) && !message.contains("hunter2"), "{message}");
+        };
+        let reserved = ("Webhook-Signature", "hunter2");
+        check(told(&[good[0], reserved], &[]), "spec.headers[1] cannot be sent: the header webhook-signature is");
+        check(told(&good, &[reserved]), "spec.headersFrom[0] cannot be sent: the header webhook-signature is");
+        check(told(&[], &[good[0], ("x-b", "hunter2\r\nx: y")]), "spec.headersFrom[1] cannot be sent: the value of");
+    }
+
+    #[test]
+    fn literal_headers_and_those_from_secrets_share_one_limit() {
+        let many = vec![("x-a", "1"); HEADERS_MAX];
+        assert_eq!(told(&many[1..], &many[..1]), None);
+        let both = "spec.headers and spec.headersFrom cannot be sent: ";
+        assert_eq!(told(&many, &many[..1]).unwrap(), format!("{both}more than {HEADERS_MAX} headers."));
+        let half = "v".repeat(HEADER_BYTES_MAX / 2 - 3);
+        assert_eq!(told(&[("x-a", &half)], &[("x-b", &half)]), None);
+        let message = told(&[("x-a", &half)], &[("x-bc", &half)]).unwrap();
+        assert!(message.starts_with(both) && message.contains("longer"), "{message}");
+    }
 }

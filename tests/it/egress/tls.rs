@@ -8,9 +8,9 @@ use posthorn::{
         EgressAnswer, EgressError, Failure, TlsError,
         client::TLS_CLIENTS_MAX,
         error::CertificateFailure,
-        tls::{CERTIFICATES_MAX, PEM_BYTES_MAX, configure},
+        tls::{CERTIFICATES_MAX, configure},
     },
-    wire::probe::TlsMaterial,
+    wire::probe::{PEM_BYTES_MAX, TlsMaterial},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
