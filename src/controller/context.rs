@@ -192,6 +192,12 @@ impl Failures {
     pub fn clear(&self, kind: &'static str, key: &ObjectKey) {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&(kind, key.clone()));
     }
+
+    /// Forgets those of a kind that do not exist: a reconcile may fail after its object went.
+    pub fn sweep(&self, kind: &'static str, exists: impl Fn(&ObjectKey) -> bool) {
+        let mut all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.retain(|(of, key), _| *of != kind || exists(key));
+    }
 }
 
 /// What the queue does after a failed reconcile.
@@ -240,5 +246,16 @@ mod tests {
         assert_eq!(failures.count("Subscription", &a, 0.0).as_secs(), 2);
         failures.clear("Webhook", &a);
         assert_eq!(failures.count("Webhook", &a, 1.0).as_secs(), 1);
+    }
+
+    #[test]
+    fn failures_of_what_is_gone_are_swept_by_kind() {
+        let (failures, a, b) = (Failures::default(), ObjectKey::new("n", "a"), ObjectKey::new("n", "b"));
+        for (kind, key) in [("Webhook", &a), ("Webhook", &b), ("Subscription", &a)] {
+            failures.count(kind, key, 0.0);
+        }
+        failures.sweep("Webhook", |key| *key == b);
+        let left = |kind, key| failures.0.lock().unwrap().contains_key(&(kind, ObjectKey::clone(key)));
+        assert_eq!([left("Webhook", &a), left("Webhook", &b), left("Subscription", &a)], [false, true, true]);
     }
 }

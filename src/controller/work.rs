@@ -44,6 +44,8 @@ use crate::{
 
 /// Reconciles at once, for each kind.
 const CONCURRENCY: u16 = 64;
+/// Time between two sweeps of what is remembered of objects that are gone.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Objects in one page of a list: bounds what a list takes in memory.
 const PAGE_SIZE: u32 = 500;
 
@@ -108,6 +110,7 @@ pub(super) async fn run(leadership: Leadership, shutdown: CancellationToken) {
     }
     let keeper = Keeper::new(client.clone(), &namespace, made);
     background.spawn(keep_made_secrets(keeper, webhooks.clone()));
+    background.spawn(sweep(Arc::clone(&scope)));
     let webhook_events = webhook_events(&scope, webhook_writer);
     let subscription_events = subscription_events(&scope, subscription_writer);
     let of_webhooks =
@@ -209,6 +212,24 @@ async fn keep_made_secrets(keeper: Keeper, webhooks: Store<Cached<Webhook>>) {
     // Before that, every Webhook would seem to be gone.
     if webhooks.wait_until_ready().await.is_ok() {
         keeper.run(|key| webhooks.get(&key.object_ref()).is_some()).await;
+    }
+}
+
+/// Once a minute forgets what reconciles left behind after their object was
+/// gone; desks hold keys.
+async fn sweep(scope: Arc<Scope>) {
+    let Scope { context, webhooks, subscriptions } = &*scope;
+    if webhooks.wait_until_ready().await.is_err() || subscriptions.wait_until_ready().await.is_err() {
+        return;
+    }
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let is_webhook = |key: &ObjectKey| webhooks.get(&key.object_ref()).is_some();
+        let is_subscription = |key: &ObjectKey| subscriptions.get(&key.object_ref()).is_some();
+        context.desks.sweep(is_webhook);
+        context.written.sweep(is_subscription);
+        context.failures.sweep("Webhook", is_webhook);
+        context.failures.sweep("Subscription", is_subscription);
     }
 }
 

@@ -46,6 +46,11 @@ impl WrittenStatuses {
     pub fn forget(&self, key: &ObjectKey) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
+
+    /// Forgets what a reconcile kept after its Subscription was gone.
+    pub fn sweep(&self, exists: impl Fn(&ObjectKey) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| exists(key));
+    }
 }
 
 /// One reconcile of a Subscription.
@@ -83,4 +88,20 @@ pub async fn reconcile(cached: Arc<Cached<Subscription>>, context: Arc<Context>)
         }
     }
     Ok(Action::await_change())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_was_kept_too_late_is_swept_and_others_stay() {
+        let all = WrittenStatuses::default();
+        let (gone, here) = (ObjectKey::new("n", "gone"), ObjectKey::new("n", "here"));
+        for key in [&gone, &here] {
+            all.keep(key, Written { seen: None, made: Some("7".into()), status: SubscriptionStatus::default() });
+        }
+        all.sweep(|key| *key == here);
+        assert!(all.newest(&gone, Some("1")).is_none() && all.newest(&here, Some("1")).is_some());
+    }
 }

@@ -127,6 +127,12 @@ impl Desks {
     pub fn forget(&self, key: &ObjectKey) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
+
+    /// Clears the desks of Webhooks that do not exist: a reconcile that was under
+    /// way when its Webhook went makes the desk anew after [`Self::forget`].
+    pub fn sweep(&self, exists: impl Fn(&ObjectKey) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| exists(key));
+    }
 }
 
 /// Shortest time between two readings of the same Secrets.
@@ -170,6 +176,17 @@ mod tests {
         desks.at(&key, "1", |desk| desk.written = Some(written("1", "2")));
         assert!(desks.at(&key, "1", |desk| desk.written.is_some()));
         assert!(desks.at(&key, "2", |desk| desk.written.is_none()));
+    }
+
+    #[test]
+    fn a_desk_that_a_late_reconcile_made_anew_is_swept_and_others_stay() {
+        let (desks, gone, here) = (Desks::default(), ObjectKey::new("n", "gone"), ObjectKey::new("n", "here"));
+        desks.forget(&gone);
+        for key in [&gone, &here] {
+            desks.at(key, "1", |desk| desk.written = Some(written("1", "2")));
+        }
+        desks.sweep(|key| *key == here);
+        assert_eq!(desks.0.lock().unwrap().keys().collect::<Vec<_>>(), [&here]);
     }
 
     #[test]
