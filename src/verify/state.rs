@@ -9,7 +9,7 @@
 //! | Failed, Gone, Expired | | right answer → Verified; a failed check on request → Pending |
 //!
 //! Every state asks again by itself but a Verified of the method None, which
-//! asks nothing. Any state becomes Unverified when endpoint or method change.
+//! asks nothing and is given and taken by what the pool allows ([`Consent`]). Any state becomes Unverified when endpoint or method change.
 //!
 //! [`decide`] is idempotent: its own status, fed back without news before
 //! `nextTime`, comes out unchanged, so a settled Webhook causes no writes. All
@@ -63,6 +63,19 @@ pub const REQUESTED_CHARS_MAX: usize = 256;
 /// Characters of a message that are kept: as many as the schema takes.
 pub const MESSAGE_CHARS_MAX: usize = 1024;
 
+/// Whether the method None may stand for an answer. It asks nothing, so what
+/// keeps another method from being asked must keep this one from being granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consent {
+    /// Nothing speaks against it.
+    Given,
+    /// Something holds the Webhook for now, such as a missing Secret: what was
+    /// granted stands, and nothing is granted anew.
+    OnHold,
+    /// The pool does not allow it: what was granted is taken back.
+    Refused,
+}
+
 /// All that a decision depends on.
 pub struct Situation<'a> {
     /// The time.
@@ -77,6 +90,8 @@ pub struct Situation<'a> {
     pub method: VerificationMethod,
     /// HTTP method of the challenge.
     pub http_method: ChallengeHttpMethod,
+    /// Whether the method None may be granted; the others have to ask.
+    pub consent: Consent,
     /// The key of fingerprints.
     pub key: &'a FingerprintKey,
     /// Time between two checks of a verified endpoint.
@@ -151,8 +166,15 @@ fn bound<'a>(situation: &Situation<'a>, status: &VerificationStatus) -> Bound<'a
     }
 }
 
-/// The method None: verified at once and for good.
+/// The method None: verified at once and for good, if nothing speaks against it.
 fn not_required(situation: &Situation<'_>, start: VerificationStatus) -> VerificationStatus {
+    match situation.consent {
+        Consent::Given => {}
+        Consent::OnHold => return start,
+        Consent::Refused => {
+            return VerificationStatus { last_requested: start.last_requested, ..VerificationStatus::default() };
+        }
+    }
     let forever = Timestamp::from_second(VALID_FOREVER_SECONDS).unwrap_or(Timestamp::MAX);
     VerificationStatus {
         state: VerificationState::Verified,
@@ -352,6 +374,7 @@ mod tests {
         chance: f64,
         endpoint: &'static str,
         method: VerificationMethod,
+        consent: Consent,
         interval: Duration,
         fail_after: Duration,
         key: FingerprintKey,
@@ -367,6 +390,7 @@ mod tests {
                 chance: 0.5,
                 endpoint: "https://hooks.example.com/a",
                 method: VerificationMethod::Challenge,
+                consent: Consent::Given,
                 interval: Duration::from_secs(24 * HOUR),
                 fail_after: Duration::from_secs(15 * MINUTE),
                 key: FingerprintKey::new([7; 32]),
@@ -389,6 +413,7 @@ mod tests {
                 endpoint: self.endpoint,
                 method: self.method,
                 http_method: ChallengeHttpMethod::Post,
+                consent: self.consent,
                 key: &self.key,
                 interval: self.interval,
                 fail_after: self.fail_after,
@@ -697,6 +722,31 @@ mod tests {
         }
         world.requested = Some("now");
         assert_eq!(world.decide(None).status.last_requested.as_deref(), Some("now"), "so that who asked can see it");
+    }
+
+    #[test]
+    fn the_method_none_is_granted_by_consent_only() {
+        for consent in [Consent::OnHold, Consent::Refused] {
+            let mut world = World { method: VerificationMethod::None, consent, ..World::new() };
+            let decision = world.decide(None);
+            assert_eq!((decision.status.state, decision.step), (VerificationState::Unverified, Step::Rest));
+            assert_eq!((decision.status.verified_time, decision.status.valid_until), (None, None), "{consent:?}");
+            world.consent = Consent::Given;
+            assert_eq!(world.decide(None).status.state, VerificationState::Verified, "{consent:?}");
+        }
+    }
+
+    #[test]
+    fn a_grant_of_the_method_none_outlives_a_hold_and_ends_with_a_refusal() {
+        let mut world = World { method: VerificationMethod::None, ..World::new() };
+        let granted = world.decide(None).status;
+        world.consent = Consent::OnHold;
+        assert_eq!(world.decide(None).status, granted);
+        world.consent = Consent::Refused;
+        let refused = world.decide(None);
+        assert_eq!(refused.transition, Some((VerificationState::Verified, VerificationState::Unverified)));
+        assert_eq!((&refused.status.verified_time, &refused.status.valid_until), (&None, &None));
+        assert_eq!(world.decide(None).status, refused.status, "and then nothing is written");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
         challenge::Verdict,
         conditions::{Facts, Problem, Programmed, conditions},
         fingerprint::{Bound, FingerprintKey},
-        state::{Decision, Situation, Step, decide},
+        state::{Consent, Decision, Situation, Step, decide},
     },
 };
 
@@ -208,6 +208,7 @@ fn situation<'a>(
         endpoint: endpoint.identity.expose(),
         method: validated.method,
         http_method: validated.http_method,
+        consent: consent(gathered, validated),
         key,
         interval: validated.interval,
         fail_after: validated.fail_after,
@@ -215,6 +216,16 @@ fn situation<'a>(
         requested: annotations.and_then(|all| all.get(VERIFY_REQUESTED_ANNOTATION)).map(String::as_str),
         keys_changed,
         checked,
+    }
+}
+
+/// Whether the method None may be granted.
+fn consent(gathered: &Gathered, validated: &Validated<'_>) -> Consent {
+    match validated.maybe_problem.as_ref().map(|problem| problem.reason) {
+        Some(Reason::PoolNotFound | Reason::MethodNotAllowed | Reason::HttpNotAllowed) => Consent::Refused,
+        Some(_) => Consent::OnHold,
+        None if gathered.webhook.spec.is_suspended() => Consent::OnHold,
+        None => Consent::Given,
     }
 }
 

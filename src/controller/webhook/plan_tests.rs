@@ -7,9 +7,11 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    api::{DeliveryPoolSpec, Webhook},
+    api::{DeliveryPoolSpec, Subscription, Webhook},
     controller::{
         key::ObjectKey,
+        subscription,
+        views::WebhookFacts,
         webhook::{
             material::{Material, Reading},
             validate::validate,
@@ -311,6 +313,84 @@ fn what_the_pool_does_not_allow_is_refused_before_anything_is_sent() {
     allowed.webhook["spec"]["url"] = json!("http://a.example/");
     allowed.pool = Some(json!({ "egress": { "schemes": ["http", "https"] } }));
     assert!(allowed.plan().probe.is_some());
+}
+
+/// What a Subscription of this Webhook says of itself.
+fn subscription_of(webhook: &Plan) -> String {
+    let subscription: Subscription = serde_json::from_value(json!({
+        "apiVersion": "posthorn.dev/v1alpha1", "kind": "Subscription",
+        "metadata": { "name": "s", "namespace": "shop", "uid": "u-2", "generation": 1 },
+        "spec": { "webhookRef": { "name": "orders" }, "events": ["*"] }
+    }))
+    .unwrap();
+    let facts = subscription::plan::Facts {
+        generation: 1,
+        webhook: Some(WebhookFacts {
+            is_verified: condition::is_true(&webhook.status.conditions, ConditionType::Verified),
+        }),
+        indexed: Indexed::Yes,
+        now: Timestamp::from_second(T0).unwrap(),
+    };
+    let subscription::plan::Plan::Write(status) = subscription::plan::plan(&subscription, &facts) else {
+        return "settled".to_owned();
+    };
+    let ready = condition::find(&status.conditions, ConditionType::Ready).unwrap();
+    format!("Ready={}:{}", ready.status, ready.reason)
+}
+
+type Change = fn(&mut World);
+
+/// What keeps a Webhook of the method None from being granted, and whether it ends a grant.
+const AGAINST_NONE: [(Change, &str, bool); 5] = [
+    (|w| w.pool = None, "PoolNotFound", true),
+    (|w| w.pool = Some(json!({ "verification": { "methods": ["Challenge"] } })), "MethodNotAllowed", true),
+    (|w| w.pool = Some(json!({ "egress": { "schemes": ["https"] } })), "HttpNotAllowed", true),
+    (
+        |w| w.reading.material = Err(problem(Reason::SecretNotFound, "Secret orders-signing does not exist.".into())),
+        "SecretNotFound",
+        false,
+    ),
+    (|w| w.webhook["spec"]["suspend"] = json!(true), "Suspended", false),
+];
+
+fn without_handshake() -> World {
+    let mut world = World::new();
+    world.indexed = Indexed::Yes;
+    world.pool = Some(json!({ "egress": { "schemes": ["http", "https"] } }));
+    world.webhook["spec"] = json!({ "url": "http://a.example/", "verification": { "method": "None" } });
+    world
+}
+
+#[test]
+fn the_method_none_grants_nothing_that_is_not_allowed() {
+    let plan = without_handshake().plan();
+    assert!(shown(&plan).starts_with("Ready=True:Ready Verified=True:NotRequired"));
+    assert_eq!(subscription_of(&plan), "Ready=True:Ready");
+    for (change, expected, _) in AGAINST_NONE {
+        let mut world = without_handshake();
+        change(&mut world);
+        let plan = world.settle();
+        assert!(shown(&plan).starts_with(&format!("Ready=False:{expected} Verified=False:Unverified")), "{expected}");
+        assert_eq!(subscription_of(&plan), "Ready=False:WebhookNotVerified", "{expected}");
+        let status = plan.status.verification.unwrap();
+        assert_eq!((status.verified_time, status.valid_until), (None, None), "{expected}");
+        assert_eq!(world.plan().status, world.settle().status, "{expected}: written once");
+    }
+}
+
+#[test]
+fn what_the_pool_no_longer_allows_ends_the_method_none_and_what_passes_does_not() {
+    for (change, reason, ends) in AGAINST_NONE {
+        let mut world = without_handshake();
+        world.settle();
+        change(&mut world);
+        let plan = world.settle();
+        let status = plan.status.verification.clone().unwrap();
+        assert_eq!(status.state == VerificationState::Unverified, ends, "{reason}");
+        assert_eq!(status.valid_until.is_none(), ends, "{reason}");
+        let expected = if ends { "Ready=False:WebhookNotVerified" } else { "Ready=True:Ready" };
+        assert_eq!(subscription_of(&plan), expected, "{reason}");
+    }
 }
 
 #[test]
