@@ -6,8 +6,10 @@
 //! | Unverified | created; endpoint or method changed; the status does not fit | first failed check → Pending, right answer → Verified |
 //! | Pending | a failed check; a failed check on request | right answer → Verified; `fail_after` of failures → Failed |
 //! | Verified | right answer; method None | 3 failed checks in a row → Failed; `validUntil` → Expired |
-//! | Failed, Gone, Expired | | right answer → Verified; a failed check on request → Pending |
+//! | Failed, Gone, Expired | | right answer → Verified; a failed check on news → Pending |
 //!
+//! News is a request, a changed key or another generation of the spec: each is
+//! checked at once, in every state.
 //! Every state asks again by itself but a Verified of the method None, which
 //! asks nothing and is given and taken by what the pool allows ([`Consent`]). Any state becomes Unverified when endpoint or method change.
 //!
@@ -77,6 +79,7 @@ pub enum Consent {
 }
 
 /// All that a decision depends on.
+#[derive(Clone, Copy)]
 pub struct Situation<'a> {
     /// The time.
     pub now: Timestamp,
@@ -103,7 +106,10 @@ pub struct Situation<'a> {
     /// The annotation `posthorn.dev/verify-requested-at`; with `checked`, as it
     /// was when that check began.
     pub requested: Option<&'a str>,
-    /// The signing keys are not those of the last check.
+    /// Generation of the spec; with `checked`, as it was when that check began.
+    pub generation: i64,
+    /// The signing keys are not those of the last check; with `checked`, those
+    /// of that check are not those of the one before.
     pub keys_changed: bool,
     /// The verdict of a check of this very endpoint that just ended, if one did.
     pub checked: Option<&'a Verdict>,
@@ -182,6 +188,7 @@ fn not_required(situation: &Situation<'_>, start: VerificationStatus) -> Verific
         valid_until: Some(Time(forever)),
         reason: Some(Reason::NotRequired.as_str().to_owned()),
         last_requested: requested(situation).or(start.last_requested),
+        checked_generation: Some(situation.generation),
         ..VerificationStatus::default()
     }
 }
@@ -200,6 +207,7 @@ fn succeeded(situation: &Situation<'_>, start: VerificationStatus) -> Verificati
         valid_until: Some(Time(after(now, valid))),
         next_time: Some(Time(after(situation.now, jittered(situation.interval, situation.chance)))),
         last_requested: requested(situation).or(start.last_requested),
+        checked_generation: Some(situation.generation),
         ..VerificationStatus::default()
     }
 }
@@ -209,9 +217,9 @@ fn failed(situation: &Situation<'_>, start: VerificationStatus, reason: Reason, 
     let now = whole_seconds(situation.now);
     let expired = is_expired(situation, &start);
     let state = if expired { VerificationState::Expired } else { start.state };
-    // A request is a new beginning: who asks has mended something, and the
+    // News is a new beginning: who asks or edits has mended something, and the
     // receiver may need some tries to come up.
-    let restart = is_requested(situation)
+    let restart = has_news(situation)
         && matches!(state, VerificationState::Failed | VerificationState::Gone | VerificationState::Expired);
     let begun = start.failing_since.as_ref().map(|t| t.0).filter(|since| !restart && *since <= now);
     let since = begun.unwrap_or(now);
@@ -243,6 +251,7 @@ fn failed(situation: &Situation<'_>, start: VerificationStatus, reason: Reason, 
         reason: Some(reason.as_str().to_owned()),
         message: Some(message.chars().take(MESSAGE_CHARS_MAX).collect()),
         last_requested: requested(situation).or(start.last_requested),
+        checked_generation: Some(situation.generation),
     }
 }
 
@@ -281,8 +290,7 @@ fn next_step(situation: &Situation<'_>, status: &VerificationStatus) -> Step {
     if situation.method == VerificationMethod::None {
         return Step::Rest;
     }
-    let news = situation.keys_changed || is_requested(situation);
-    if situation.checked.is_none() && news {
+    if situation.checked.is_none() && has_news(situation) {
         return Step::Probe;
     }
     let wait = status.next_time.as_ref().and_then(|next| Duration::try_from(next.0.duration_since(situation.now)).ok());
@@ -295,6 +303,12 @@ fn next_step(situation: &Situation<'_>, status: &VerificationStatus) -> Step {
 fn is_expired(situation: &Situation<'_>, status: &VerificationStatus) -> bool {
     status.state == VerificationState::Verified
         && status.valid_until.as_ref().is_some_and(|until| situation.now > until.0)
+}
+
+/// Whether something calls for a check before its time.
+fn has_news(situation: &Situation<'_>) -> bool {
+    let checked = situation.previous.and_then(|p| p.checked_generation);
+    situation.keys_changed || is_requested(situation) || checked.is_some_and(|checked| checked != situation.generation)
 }
 
 /// Whether somebody asked for a check that has not been made yet.
@@ -380,6 +394,7 @@ mod tests {
         key: FingerprintKey,
         status: Option<VerificationStatus>,
         requested: Option<&'static str>,
+        generation: i64,
         keys_changed: bool,
     }
 
@@ -396,6 +411,7 @@ mod tests {
                 key: FingerprintKey::new([7; 32]),
                 status: None,
                 requested: None,
+                generation: 1,
                 keys_changed: false,
             }
         }
@@ -419,6 +435,7 @@ mod tests {
                 fail_after: self.fail_after,
                 previous: self.status.as_ref(),
                 requested: self.requested,
+                generation: self.generation,
                 keys_changed: self.keys_changed,
                 checked,
             })
@@ -673,6 +690,35 @@ mod tests {
     }
 
     #[test]
+    fn another_spec_or_key_is_checked_at_once_in_every_state_and_begins_anew() {
+        let changes: [fn(&mut World); 2] = [|world| world.generation += 1, |world| world.keys_changed = true];
+        for (state, change) in STATES.into_iter().flat_map(|state| changes.map(|change| (state, change))) {
+            let mut world = World::in_state(state);
+            change(&mut world);
+            // Gone was stored by a pod, which knows of no check.
+            world.status.as_mut().unwrap().checked_generation.get_or_insert(1);
+            let before = world.status.clone().unwrap();
+            let decision = world.decide(None);
+            assert_eq!((decision.step, &decision.status), (Step::Probe, &before), "{state:?}");
+            let after = world.decide(Some(&wrong())).status;
+            let expected = match state {
+                VerificationState::Verified => VerificationState::Verified,
+                _ => VerificationState::Pending,
+            };
+            assert_eq!((after.state, after.verified_time), (expected, before.verified_time), "{state:?}");
+            world.keys_changed = false;
+            assert!(matches!(world.decide(None).step, Step::Wait(_)), "it is acted upon once: {state:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_that_does_not_tell_what_was_checked_causes_no_check() {
+        let mut world = World::in_state(VerificationState::Verified);
+        world.status.as_mut().unwrap().checked_generation = None;
+        assert!(matches!(world.decide(None).step, Step::Wait(_)), "an update of Posthorn asks no endpoint");
+    }
+
+    #[test]
     fn a_request_is_kept_until_a_check_ended() {
         let mut world = World::in_state(VerificationState::Failed);
         world.requested = Some("now");
@@ -851,6 +897,7 @@ mod tests {
         Right,
         Wrong,
         Request(&'static str),
+        Edit,
         Keys(bool),
         Endpoint(&'static str),
         Method(VerificationMethod),
@@ -863,6 +910,7 @@ mod tests {
             2 => Just(Input::Right),
             4 => Just(Input::Wrong),
             1 => prop_oneof![Just("a"), Just("b")].prop_map(Input::Request),
+            1 => Just(Input::Edit),
             1 => any::<bool>().prop_map(Input::Keys),
             1 => prop_oneof![Just("https://a.example"), Just("https://b.example")].prop_map(Input::Endpoint),
             1 => prop_oneof![Just(VerificationMethod::Challenge), Just(VerificationMethod::None)].prop_map(Input::Method),
@@ -910,6 +958,7 @@ mod tests {
                     Input::Right => checked = Some(Verdict::Wanted),
                     Input::Wrong => checked = Some(wrong()),
                     Input::Request(value) => world.requested = Some(value),
+                    Input::Edit => world.generation += 1,
                     Input::Keys(changed) => world.keys_changed = changed,
                     Input::Endpoint(endpoint) => world.endpoint = endpoint,
                     Input::Method(method) => world.method = method,

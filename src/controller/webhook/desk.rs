@@ -10,7 +10,11 @@ use std::{
 use tokio::task::AbortHandle;
 
 use super::material::Reading;
-use crate::{api::WebhookStatus, controller::key::ObjectKey, verify::challenge::Verdict};
+use crate::{
+    api::{WebhookStatus, webhook::KeyStatus},
+    controller::key::ObjectKey,
+    verify::challenge::Verdict,
+};
 
 /// The desk of one Webhook.
 #[derive(Default)]
@@ -37,6 +41,17 @@ pub struct KeptReading {
     pub failures: u32,
 }
 
+/// What a probe began with. Its verdict speaks of that and of nothing newer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Begun {
+    /// Generation of the spec.
+    pub generation: i64,
+    /// The annotation `posthorn.dev/verify-requested-at`.
+    pub requested: Option<String>,
+    /// The signing keys.
+    pub keys: Vec<KeyStatus>,
+}
+
 /// A probe of one endpoint.
 pub enum Probe {
     /// On its way.
@@ -56,6 +71,8 @@ pub enum Probe {
         id: String,
         /// What its answer means.
         verdict: Verdict,
+        /// What it began with.
+        begun: Begun,
     },
     /// No pod took it.
     NoPod {

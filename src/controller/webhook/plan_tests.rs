@@ -7,11 +7,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    api::{DeliveryPoolSpec, Subscription, Webhook},
+    api::{DeliveryPoolSpec, Webhook},
     controller::{
         key::ObjectKey,
-        subscription,
-        views::WebhookFacts,
         webhook::{
             material::{Material, Reading},
             validate::validate,
@@ -19,6 +17,7 @@ use crate::{
     },
     dialect::{SigningKey, SigningKeys},
     runtime::secret::SecretBytes,
+    verify::challenge::Verdict,
 };
 
 const T0: i64 = 1_795_435_200;
@@ -108,9 +107,37 @@ impl World {
 
     /// The probe that is due now ends with this verdict.
     fn answer(&mut self, verdict: Verdict) -> Plan {
-        let id = self.plan().probe.expect("a probe is due").id;
-        self.probe = ProbeView::Judged { id, verdict };
+        self.end_probe(verdict);
         self.settle()
+    }
+
+    fn end_probe(&mut self, verdict: Verdict) {
+        let ProbeOrder { id, begun, .. } = self.plan().probe.expect("a probe is due");
+        self.probe = ProbeView::Judged { id, verdict, begun };
+    }
+
+    /// Somebody asks for a check.
+    fn annotate(&mut self, requested: &str) {
+        self.webhook["metadata"]["annotations"] = json!({ VERIFY_REQUESTED_ANNOTATION: requested });
+    }
+
+    fn state(&self) -> Value {
+        self.webhook["status"]["verification"]["state"].clone()
+    }
+
+    /// Checks fail until the Webhook is Failed.
+    fn failed() -> Self {
+        let mut world = Self::new();
+        world.indexed = Indexed::Yes;
+        while world.state() != "Failed" {
+            world.answer(refused());
+            while world.plan().probe.is_none() {
+                world.seconds += 5;
+            }
+        }
+        world.seconds -= 60;
+        assert!(world.plan().probe.is_none());
+        world
     }
 
     fn verified(mut self) -> Self {
@@ -204,14 +231,10 @@ fn a_failed_check_is_no_event_and_failing_for_too_long_is_one() {
 fn another_url_ends_verified_at_once_and_an_outcome_for_the_old_one_is_worth_nothing() {
     let mut world = World::new().verified();
     world.seconds = 100;
-    let old = {
-        let gathered = world.gathered();
-        let validated = validate(&gathered);
-        probe_id(&gathered, &validated, validated.maybe_endpoint.as_ref().unwrap(), &fingerprint_key())
-    };
+    world.annotate("now");
+    world.end_probe(Verdict::Wanted);
     world.webhook["spec"]["url"] = json!("https://evil.example/");
     world.webhook["metadata"]["generation"] = json!(2);
-    world.probe = ProbeView::Judged { id: old, verdict: Verdict::Wanted };
     let plan = world.plan();
     assert!(!plan.uses_outcome && plan.probe.is_some());
     assert_eq!(plan.status.verification.as_ref().unwrap().state, VerificationState::Unverified);
@@ -315,84 +338,6 @@ fn what_the_pool_does_not_allow_is_refused_before_anything_is_sent() {
     assert!(allowed.plan().probe.is_some());
 }
 
-/// What a Subscription of this Webhook says of itself.
-fn subscription_of(webhook: &Plan) -> String {
-    let subscription: Subscription = serde_json::from_value(json!({
-        "apiVersion": "posthorn.dev/v1alpha1", "kind": "Subscription",
-        "metadata": { "name": "s", "namespace": "shop", "uid": "u-2", "generation": 1 },
-        "spec": { "webhookRef": { "name": "orders" }, "events": ["*"] }
-    }))
-    .unwrap();
-    let facts = subscription::plan::Facts {
-        generation: 1,
-        webhook: Some(WebhookFacts {
-            is_verified: condition::is_true(&webhook.status.conditions, ConditionType::Verified),
-        }),
-        indexed: Indexed::Yes,
-        now: Timestamp::from_second(T0).unwrap(),
-    };
-    let subscription::plan::Plan::Write(status) = subscription::plan::plan(&subscription, &facts) else {
-        return "settled".to_owned();
-    };
-    let ready = condition::find(&status.conditions, ConditionType::Ready).unwrap();
-    format!("Ready={}:{}", ready.status, ready.reason)
-}
-
-type Change = fn(&mut World);
-
-/// What keeps a Webhook of the method None from being granted, and whether it ends a grant.
-const AGAINST_NONE: [(Change, &str, bool); 5] = [
-    (|w| w.pool = None, "PoolNotFound", true),
-    (|w| w.pool = Some(json!({ "verification": { "methods": ["Challenge"] } })), "MethodNotAllowed", true),
-    (|w| w.pool = Some(json!({ "egress": { "schemes": ["https"] } })), "HttpNotAllowed", true),
-    (
-        |w| w.reading.material = Err(problem(Reason::SecretNotFound, "Secret orders-signing does not exist.".into())),
-        "SecretNotFound",
-        false,
-    ),
-    (|w| w.webhook["spec"]["suspend"] = json!(true), "Suspended", false),
-];
-
-fn without_handshake() -> World {
-    let mut world = World::new();
-    world.indexed = Indexed::Yes;
-    world.pool = Some(json!({ "egress": { "schemes": ["http", "https"] } }));
-    world.webhook["spec"] = json!({ "url": "http://a.example/", "verification": { "method": "None" } });
-    world
-}
-
-#[test]
-fn the_method_none_grants_nothing_that_is_not_allowed() {
-    let plan = without_handshake().plan();
-    assert!(shown(&plan).starts_with("Ready=True:Ready Verified=True:NotRequired"));
-    assert_eq!(subscription_of(&plan), "Ready=True:Ready");
-    for (change, expected, _) in AGAINST_NONE {
-        let mut world = without_handshake();
-        change(&mut world);
-        let plan = world.settle();
-        assert!(shown(&plan).starts_with(&format!("Ready=False:{expected} Verified=False:Unverified")), "{expected}");
-        assert_eq!(subscription_of(&plan), "Ready=False:WebhookNotVerified", "{expected}");
-        let status = plan.status.verification.unwrap();
-        assert_eq!((status.verified_time, status.valid_until), (None, None), "{expected}");
-        assert_eq!(world.plan().status, world.settle().status, "{expected}: written once");
-    }
-}
-
-#[test]
-fn what_the_pool_no_longer_allows_ends_the_method_none_and_what_passes_does_not() {
-    for (change, reason, ends) in AGAINST_NONE {
-        let mut world = without_handshake();
-        world.settle();
-        change(&mut world);
-        let plan = world.settle();
-        let status = plan.status.verification.clone().unwrap();
-        assert_eq!(status.state == VerificationState::Unverified, ends, "{reason}");
-        assert_eq!(status.valid_until.is_none(), ends, "{reason}");
-        let expected = if ends { "Ready=False:WebhookNotVerified" } else { "Ready=True:Ready" };
-        assert_eq!(subscription_of(&plan), expected, "{reason}");
-    }
-}
-
 #[test]
 fn a_service_by_http_gets_no_secret_unless_the_pool_allows_http() {
     let mut world = World::new();
@@ -420,3 +365,6 @@ fn a_status_never_holds_path_query_or_key() {
         }
     }
 }
+
+#[path = "plan_change_tests.rs"]
+mod changes;

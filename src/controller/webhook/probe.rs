@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    desk::Probe,
+    desk::{Begun, Probe},
     gather::Gathered,
     plan::{ProbeOrder, origin_host, own_headers},
     validate::Validated,
@@ -33,6 +33,7 @@ struct Under {
     keys: SigningKeys,
     origin: String,
     now: k8s_openapi::jiff::Timestamp,
+    begun: Begun,
 }
 
 impl Under {
@@ -62,6 +63,7 @@ pub(super) fn start(context: &Arc<Context>, gathered: &Gathered, validated: &Val
         keys: material.keys.clone(),
         origin: origin_host(&context.namespace),
         now: clock::now(),
+        begun: order.begun,
     };
     let Some(sent) = under.handshake().request() else { return };
     let mut headers = sent.headers;
@@ -112,7 +114,7 @@ async fn run(
                 Verdict::NotWanted { reason, .. } => Some(reason.as_str()),
             };
             tracing::info!(namespace = %key.namespace, webhook = %key.name, reason, duration_ms = response.duration_ms, "asked the endpoint");
-            Probe::Judged { id, verdict }
+            Probe::Judged { id, verdict, begun: under.begun }
         }
         Err(error) => {
             let wait = backoff::wait(NO_POD_BACKOFF_FIRST, NO_POD_BACKOFF_MAX, no_pod, clock::chance());
