@@ -166,8 +166,10 @@ async fn read_secrets(
     let occasion = occasion(webhook);
     let now = clock::monotonic();
     let kept = kept.filter(|kept| kept.occasion == occasion);
+    let verification = webhook.status.as_ref().and_then(|status| status.verification.as_ref());
+    let time = clock::now();
     if let Some(kept) = &kept
-        && kept.until > now
+        && kept.is_fresh(verification, now, time)
     {
         return Ok((Arc::clone(&kept.reading), Some(kept.until - now)));
     }
@@ -179,7 +181,7 @@ async fn read_secrets(
             (backoff::wait(SECRET_BACKOFF_FIRST, SECRET_BACKOFF_MAX, failures, clock::chance()), failures + 1)
         }
     };
-    let kept = KeptReading { reading: Arc::clone(&reading), until: now + lasts, occasion, failures };
+    let kept = KeptReading { reading: Arc::clone(&reading), until: now + lasts, time, occasion, failures };
     context.desks.at(key, uid, |desk| desk.reading = Some(kept));
     Ok((reading, Some(lasts)))
 }

@@ -122,6 +122,6 @@ async fn run(
             Probe::NoPod { id, failures: no_pod.saturating_add(1), retry_at: clock::monotonic() + wait }
         }
     };
-    context.desks.at_existing(&key, &uid, |desk| desk.probe = Some(outcome));
+    context.desks.at_existing(&key, &uid, |desk| desk.end_probe(outcome));
     context.triggers.webhook(&key);
 }
