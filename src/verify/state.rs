@@ -152,6 +152,24 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
     Decision { step: next_step(situation, &status), status, transition }
 }
 
+/// What stands of a status while it cannot be known where the endpoint is:
+/// Verified is only what may still be about the same one and has not run out.
+/// There is nothing to bind a new status to, so what changes here fits no
+/// endpoint, and the next [`decide`] begins anew.
+pub fn unlocated(previous: &VerificationStatus, may_stand: bool, now: Timestamp) -> VerificationStatus {
+    if previous.state != VerificationState::Verified {
+        return previous.clone();
+    }
+    if !may_stand {
+        let last_requested = previous.last_requested.clone();
+        return VerificationStatus { last_requested, ..VerificationStatus::default() };
+    }
+    if has_run_out(previous, now) {
+        return expired(previous.clone());
+    }
+    previous.clone()
+}
+
 /// The previous status if it was made for this endpoint, else that of a new one.
 fn starting_point(situation: &Situation<'_>) -> VerificationStatus {
     let last_requested = situation.previous.and_then(|p| p.last_requested.clone());
@@ -258,17 +276,7 @@ fn failed(situation: &Situation<'_>, start: VerificationStatus, reason: Reason, 
 /// No check ended: only time may have changed something.
 fn unchecked(situation: &Situation<'_>, start: VerificationStatus) -> VerificationStatus {
     if is_expired(situation, &start) {
-        return VerificationStatus {
-            state: VerificationState::Expired,
-            verified_time: None,
-            valid_until: None,
-            next_time: None,
-            failing_since: None,
-            attempts: None,
-            reason: None,
-            message: None,
-            ..start
-        };
+        return expired(start);
     }
     let next_time = start.next_time.clone().map(|next| {
         let longest = with_jitter(longest_wait(situation, start.state), 1.0);
@@ -278,6 +286,20 @@ fn unchecked(situation: &Situation<'_>, start: VerificationStatus) -> Verificati
         Time(after(situation.now, jittered(longest_wait(situation, start.state), situation.chance)))
     });
     VerificationStatus { next_time, ..start }
+}
+
+fn expired(start: VerificationStatus) -> VerificationStatus {
+    VerificationStatus {
+        state: VerificationState::Expired,
+        verified_time: None,
+        valid_until: None,
+        next_time: None,
+        failing_since: None,
+        attempts: None,
+        reason: None,
+        message: None,
+        ..start
+    }
 }
 
 /// Makes the status unforgeable.
@@ -301,8 +323,11 @@ fn next_step(situation: &Situation<'_>, status: &VerificationStatus) -> Step {
 }
 
 fn is_expired(situation: &Situation<'_>, status: &VerificationStatus) -> bool {
-    status.state == VerificationState::Verified
-        && status.valid_until.as_ref().is_some_and(|until| situation.now > until.0)
+    has_run_out(status, situation.now)
+}
+
+fn has_run_out(status: &VerificationStatus, now: Timestamp) -> bool {
+    status.state == VerificationState::Verified && status.valid_until.as_ref().is_some_and(|until| now > until.0)
 }
 
 /// Whether something calls for a check before its time.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     desk::Begun,
@@ -14,14 +14,14 @@ use super::{
 use crate::{
     api::{
         ConditionType, Reason, VERIFY_REQUESTED_ANNOTATION, WebhookStatus, condition,
-        webhook::{KeyRole, KeyStatus, VerificationState, VerificationStatus},
+        webhook::{KeyRole, KeyStatus, VerificationMethod, VerificationState, VerificationStatus},
     },
     controller::{events::Notice, feed::Indexed, secrets::problem},
     runtime::secret::SecretString,
     verify::{
         conditions::{Facts, Problem, Programmed, conditions},
         fingerprint::{Bound, FingerprintKey},
-        state::{Consent, Decision, Situation, Step, decide},
+        state::{Consent, Decision, Situation, Step, decide, unlocated},
     },
 };
 
@@ -122,7 +122,7 @@ fn verification(
     previous: &WebhookStatus,
 ) -> Verification {
     let Some(endpoint) = &validated.maybe_endpoint else {
-        return untouched(previous);
+        return without_endpoint(gathered, validated, previous);
     };
     let id = probe_id(gathered, validated, endpoint, key);
     let verdict = match &gathered.probe {
@@ -167,14 +167,31 @@ fn verification(
     }
 }
 
-/// Where the endpoint is cannot be known now, so nothing new is known of it.
-fn untouched(previous: &WebhookStatus) -> Verification {
+/// Where the endpoint is cannot be known now, so it cannot be asked. What is
+/// known of the one before stands only while the spec, and the Secret of its
+/// URL, give no reason to take it for another.
+fn without_endpoint(gathered: &Gathered, validated: &Validated<'_>, previous: &WebhookStatus) -> Verification {
+    let is_of_this_spec = |verification: &VerificationStatus| {
+        let checked = verification.checked_generation.or(previous.observed_generation);
+        checked == Some(gathered.generation)
+    };
+    // A URL that was read and is no endpoint is not the one that was.
+    let is_readable = gathered.reading.url.is_some();
+    let refused = validated.method == VerificationMethod::None && consent(gathered, validated) == Consent::Refused;
+    let status = previous.verification.as_ref().map(|verification| {
+        let may_stand = is_of_this_spec(verification) && !is_readable && !refused;
+        unlocated(verification, may_stand, gathered.now)
+    });
+    let states = previous.verification.as_ref().zip(status.as_ref()).map(|(from, to)| (from.state, to.state));
+    let left = |until: &Time| Duration::try_from(until.0.duration_since(gathered.now)).ok();
+    let expires = status.as_ref().and_then(|status| status.valid_until.as_ref()).and_then(left);
     Verification {
-        status: previous.verification.clone(),
+        status,
         maybe_problem: None,
-        transition: None,
+        transition: states.filter(|(from, to)| from != to),
         probe: None,
-        wait: None,
+        // The last second counts, so it expires a second later.
+        wait: expires.map(|left| left + Duration::from_secs(1)),
         is_held: false,
         uses_outcome: false,
         keys: previous.keys.clone(),

@@ -84,6 +84,73 @@ fn what_the_pool_no_longer_allows_ends_the_method_none_and_what_passes_does_not(
     }
 }
 
+/// A verified Webhook whose URL stands in a Secret that is gone now.
+fn without_its_url() -> World {
+    let mut world = World::new();
+    world.webhook["spec"] = json!({ "urlFrom": { "name": "url", "key": "url" } });
+    world.reading.url = Some(SecretString::from("https://hooks.example.com/"));
+    let mut world = world.verified();
+    assert_eq!(world.state(), "Verified");
+    world.seconds = 400;
+    world.reading.url = None;
+    world.reading.material = Err(problem(Reason::SecretNotFound, "Secret url does not exist.".into()));
+    world
+}
+
+#[test]
+fn a_url_that_cannot_be_read_leaves_verified_what_was_not_edited() {
+    let mut world = without_its_url();
+    let before = world.webhook["status"]["verification"].clone();
+    for seconds in [400, 3600] {
+        world.seconds = seconds;
+        let plan = world.settle();
+        assert!(shown(&plan).starts_with("Ready=False:SecretNotFound Verified=True:Verified"));
+        assert_eq!(world.webhook["status"]["verification"], before);
+    }
+}
+
+#[test]
+fn a_url_that_cannot_be_read_after_an_edit_is_not_verified() {
+    for is_told in [true, false] {
+        let mut world = without_its_url();
+        if !is_told {
+            // Written before statuses told what was checked.
+            world.webhook["status"]["verification"].as_object_mut().unwrap().remove("checkedGeneration");
+        }
+        world.webhook["metadata"]["generation"] = json!(2);
+        let plan = world.settle();
+        assert!(shown(&plan).starts_with("Ready=False:SecretNotFound Verified=False:Unverified"), "{}", shown(&plan));
+        assert_eq!(plan.status.verification.unwrap().valid_until, None);
+        assert_eq!(world.plan().status, world.settle().status, "written once");
+        world.reading = reading("a key of twenty-four bytes or more");
+        world.reading.url = Some(SecretString::from("https://hooks.example.com/"));
+        world.answer(Verdict::Wanted);
+        assert_eq!(world.state(), "Verified");
+    }
+}
+
+#[test]
+fn a_url_that_was_read_and_is_none_is_not_verified() {
+    let mut world = without_its_url();
+    world.reading = reading("a key of twenty-four bytes or more");
+    world.reading.url = Some(SecretString::from("no URL"));
+    assert!(shown(&world.plan()).starts_with("Ready=False:InvalidUrl Verified=False:Unverified"));
+}
+
+#[test]
+fn a_verification_runs_out_even_while_the_url_cannot_be_read() {
+    let mut world = without_its_url();
+    let until = world.plan().status.verification.unwrap().valid_until.unwrap().0.as_second();
+    world.seconds = until - T0;
+    let last = world.settle();
+    assert_eq!((world.state(), last.requeue), (json!("Verified"), Duration::from_secs(1)), "the last second counts");
+    world.seconds += 1;
+    let plan = world.settle();
+    assert_eq!(world.state(), "Expired");
+    assert_eq!(plan.notices.iter().map(|n| n.reason).collect::<Vec<_>>(), [Reason::VerificationExpired]);
+    assert!(world.settle().notices.is_empty(), "told once");
+}
+
 /// What a user does to mend a Webhook without another endpoint or method.
 const NEWS: [(&str, Change); 3] = [
     ("spec", |w| {
