@@ -357,6 +357,11 @@ pub struct VerificationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub last_requested: Option<String>,
+    /// The generation of the spec that was checked last. Another one is checked
+    /// at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub checked_generation: Option<i64>,
 }
 
 /// The states of a verification.

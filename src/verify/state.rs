@@ -6,10 +6,12 @@
 //! | Unverified | created; endpoint or method changed; the status does not fit | first failed check → Pending, right answer → Verified |
 //! | Pending | a failed check; a failed check on request | right answer → Verified; `fail_after` of failures → Failed |
 //! | Verified | right answer; method None | 3 failed checks in a row → Failed; `validUntil` → Expired |
-//! | Failed, Gone, Expired | | right answer → Verified; a failed check on request → Pending |
+//! | Failed, Gone, Expired | | right answer → Verified; a failed check on news → Pending |
 //!
+//! News is a request, a changed key or another generation of the spec: each is
+//! checked at once, in every state.
 //! Every state asks again by itself but a Verified of the method None, which
-//! asks nothing. Any state becomes Unverified when endpoint or method change.
+//! asks nothing and is given and taken by what the pool allows ([`Consent`]). Any state becomes Unverified when endpoint or method change.
 //!
 //! [`decide`] is idempotent: its own status, fed back without news before
 //! `nextTime`, comes out unchanged, so a settled Webhook causes no writes. All
@@ -63,7 +65,21 @@ pub const REQUESTED_CHARS_MAX: usize = 256;
 /// Characters of a message that are kept: as many as the schema takes.
 pub const MESSAGE_CHARS_MAX: usize = 1024;
 
+/// Whether the method None may stand for an answer. It asks nothing, so what
+/// keeps another method from being asked must keep this one from being granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consent {
+    /// Nothing speaks against it.
+    Given,
+    /// Something holds the Webhook for now, such as a missing Secret: what was
+    /// granted stands, and nothing is granted anew.
+    OnHold,
+    /// The pool does not allow it: what was granted is taken back.
+    Refused,
+}
+
 /// All that a decision depends on.
+#[derive(Clone, Copy)]
 pub struct Situation<'a> {
     /// The time.
     pub now: Timestamp,
@@ -77,6 +93,8 @@ pub struct Situation<'a> {
     pub method: VerificationMethod,
     /// HTTP method of the challenge.
     pub http_method: ChallengeHttpMethod,
+    /// Whether the method None may be granted; the others have to ask.
+    pub consent: Consent,
     /// The key of fingerprints.
     pub key: &'a FingerprintKey,
     /// Time between two checks of a verified endpoint.
@@ -88,7 +106,10 @@ pub struct Situation<'a> {
     /// The annotation `posthorn.dev/verify-requested-at`; with `checked`, as it
     /// was when that check began.
     pub requested: Option<&'a str>,
-    /// The signing keys are not those of the last check.
+    /// Generation of the spec; with `checked`, as it was when that check began.
+    pub generation: i64,
+    /// The signing keys are not those of the last check; with `checked`, those
+    /// of that check are not those of the one before.
     pub keys_changed: bool,
     /// The verdict of a check of this very endpoint that just ended, if one did.
     pub checked: Option<&'a Verdict>,
@@ -131,6 +152,24 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
     Decision { step: next_step(situation, &status), status, transition }
 }
 
+/// What stands of a status while it cannot be known where the endpoint is:
+/// Verified is only what may still be about the same one and has not run out.
+/// There is nothing to bind a new status to, so what changes here fits no
+/// endpoint, and the next [`decide`] begins anew.
+pub fn unlocated(previous: &VerificationStatus, may_stand: bool, now: Timestamp) -> VerificationStatus {
+    if previous.state != VerificationState::Verified {
+        return previous.clone();
+    }
+    if !may_stand {
+        let last_requested = previous.last_requested.clone();
+        return VerificationStatus { last_requested, ..VerificationStatus::default() };
+    }
+    if has_run_out(previous, now) {
+        return expired(previous.clone());
+    }
+    previous.clone()
+}
+
 /// The previous status if it was made for this endpoint, else that of a new one.
 fn starting_point(situation: &Situation<'_>) -> VerificationStatus {
     let last_requested = situation.previous.and_then(|p| p.last_requested.clone());
@@ -151,8 +190,15 @@ fn bound<'a>(situation: &Situation<'a>, status: &VerificationStatus) -> Bound<'a
     }
 }
 
-/// The method None: verified at once and for good.
+/// The method None: verified at once and for good, if nothing speaks against it.
 fn not_required(situation: &Situation<'_>, start: VerificationStatus) -> VerificationStatus {
+    match situation.consent {
+        Consent::Given => {}
+        Consent::OnHold => return start,
+        Consent::Refused => {
+            return VerificationStatus { last_requested: start.last_requested, ..VerificationStatus::default() };
+        }
+    }
     let forever = Timestamp::from_second(VALID_FOREVER_SECONDS).unwrap_or(Timestamp::MAX);
     VerificationStatus {
         state: VerificationState::Verified,
@@ -160,6 +206,7 @@ fn not_required(situation: &Situation<'_>, start: VerificationStatus) -> Verific
         valid_until: Some(Time(forever)),
         reason: Some(Reason::NotRequired.as_str().to_owned()),
         last_requested: requested(situation).or(start.last_requested),
+        checked_generation: Some(situation.generation),
         ..VerificationStatus::default()
     }
 }
@@ -178,6 +225,7 @@ fn succeeded(situation: &Situation<'_>, start: VerificationStatus) -> Verificati
         valid_until: Some(Time(after(now, valid))),
         next_time: Some(Time(after(situation.now, jittered(situation.interval, situation.chance)))),
         last_requested: requested(situation).or(start.last_requested),
+        checked_generation: Some(situation.generation),
         ..VerificationStatus::default()
     }
 }
@@ -187,9 +235,9 @@ fn failed(situation: &Situation<'_>, start: VerificationStatus, reason: Reason, 
     let now = whole_seconds(situation.now);
     let expired = is_expired(situation, &start);
     let state = if expired { VerificationState::Expired } else { start.state };
-    // A request is a new beginning: who asks has mended something, and the
+    // News is a new beginning: who asks or edits has mended something, and the
     // receiver may need some tries to come up.
-    let restart = is_requested(situation)
+    let restart = has_news(situation)
         && matches!(state, VerificationState::Failed | VerificationState::Gone | VerificationState::Expired);
     let begun = start.failing_since.as_ref().map(|t| t.0).filter(|since| !restart && *since <= now);
     let since = begun.unwrap_or(now);
@@ -221,23 +269,14 @@ fn failed(situation: &Situation<'_>, start: VerificationStatus, reason: Reason, 
         reason: Some(reason.as_str().to_owned()),
         message: Some(message.chars().take(MESSAGE_CHARS_MAX).collect()),
         last_requested: requested(situation).or(start.last_requested),
+        checked_generation: Some(situation.generation),
     }
 }
 
 /// No check ended: only time may have changed something.
 fn unchecked(situation: &Situation<'_>, start: VerificationStatus) -> VerificationStatus {
     if is_expired(situation, &start) {
-        return VerificationStatus {
-            state: VerificationState::Expired,
-            verified_time: None,
-            valid_until: None,
-            next_time: None,
-            failing_since: None,
-            attempts: None,
-            reason: None,
-            message: None,
-            ..start
-        };
+        return expired(start);
     }
     let next_time = start.next_time.clone().map(|next| {
         let longest = with_jitter(longest_wait(situation, start.state), 1.0);
@@ -247,6 +286,20 @@ fn unchecked(situation: &Situation<'_>, start: VerificationStatus) -> Verificati
         Time(after(situation.now, jittered(longest_wait(situation, start.state), situation.chance)))
     });
     VerificationStatus { next_time, ..start }
+}
+
+fn expired(start: VerificationStatus) -> VerificationStatus {
+    VerificationStatus {
+        state: VerificationState::Expired,
+        verified_time: None,
+        valid_until: None,
+        next_time: None,
+        failing_since: None,
+        attempts: None,
+        reason: None,
+        message: None,
+        ..start
+    }
 }
 
 /// Makes the status unforgeable.
@@ -259,8 +312,7 @@ fn next_step(situation: &Situation<'_>, status: &VerificationStatus) -> Step {
     if situation.method == VerificationMethod::None {
         return Step::Rest;
     }
-    let news = situation.keys_changed || is_requested(situation);
-    if situation.checked.is_none() && news {
+    if situation.checked.is_none() && has_news(situation) {
         return Step::Probe;
     }
     let wait = status.next_time.as_ref().and_then(|next| Duration::try_from(next.0.duration_since(situation.now)).ok());
@@ -271,8 +323,17 @@ fn next_step(situation: &Situation<'_>, status: &VerificationStatus) -> Step {
 }
 
 fn is_expired(situation: &Situation<'_>, status: &VerificationStatus) -> bool {
-    status.state == VerificationState::Verified
-        && status.valid_until.as_ref().is_some_and(|until| situation.now > until.0)
+    has_run_out(status, situation.now)
+}
+
+fn has_run_out(status: &VerificationStatus, now: Timestamp) -> bool {
+    status.state == VerificationState::Verified && status.valid_until.as_ref().is_some_and(|until| now > until.0)
+}
+
+/// Whether something calls for a check before its time.
+fn has_news(situation: &Situation<'_>) -> bool {
+    let checked = situation.previous.and_then(|p| p.checked_generation);
+    situation.keys_changed || is_requested(situation) || checked.is_some_and(|checked| checked != situation.generation)
 }
 
 /// Whether somebody asked for a check that has not been made yet.
@@ -352,11 +413,13 @@ mod tests {
         chance: f64,
         endpoint: &'static str,
         method: VerificationMethod,
+        consent: Consent,
         interval: Duration,
         fail_after: Duration,
         key: FingerprintKey,
         status: Option<VerificationStatus>,
         requested: Option<&'static str>,
+        generation: i64,
         keys_changed: bool,
     }
 
@@ -367,11 +430,13 @@ mod tests {
                 chance: 0.5,
                 endpoint: "https://hooks.example.com/a",
                 method: VerificationMethod::Challenge,
+                consent: Consent::Given,
                 interval: Duration::from_secs(24 * HOUR),
                 fail_after: Duration::from_secs(15 * MINUTE),
                 key: FingerprintKey::new([7; 32]),
                 status: None,
                 requested: None,
+                generation: 1,
                 keys_changed: false,
             }
         }
@@ -389,11 +454,13 @@ mod tests {
                 endpoint: self.endpoint,
                 method: self.method,
                 http_method: ChallengeHttpMethod::Post,
+                consent: self.consent,
                 key: &self.key,
                 interval: self.interval,
                 fail_after: self.fail_after,
                 previous: self.status.as_ref(),
                 requested: self.requested,
+                generation: self.generation,
                 keys_changed: self.keys_changed,
                 checked,
             })
@@ -648,6 +715,35 @@ mod tests {
     }
 
     #[test]
+    fn another_spec_or_key_is_checked_at_once_in_every_state_and_begins_anew() {
+        let changes: [fn(&mut World); 2] = [|world| world.generation += 1, |world| world.keys_changed = true];
+        for (state, change) in STATES.into_iter().flat_map(|state| changes.map(|change| (state, change))) {
+            let mut world = World::in_state(state);
+            change(&mut world);
+            // Gone was stored by a pod, which knows of no check.
+            world.status.as_mut().unwrap().checked_generation.get_or_insert(1);
+            let before = world.status.clone().unwrap();
+            let decision = world.decide(None);
+            assert_eq!((decision.step, &decision.status), (Step::Probe, &before), "{state:?}");
+            let after = world.decide(Some(&wrong())).status;
+            let expected = match state {
+                VerificationState::Verified => VerificationState::Verified,
+                _ => VerificationState::Pending,
+            };
+            assert_eq!((after.state, after.verified_time), (expected, before.verified_time), "{state:?}");
+            world.keys_changed = false;
+            assert!(matches!(world.decide(None).step, Step::Wait(_)), "it is acted upon once: {state:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_that_does_not_tell_what_was_checked_causes_no_check() {
+        let mut world = World::in_state(VerificationState::Verified);
+        world.status.as_mut().unwrap().checked_generation = None;
+        assert!(matches!(world.decide(None).step, Step::Wait(_)), "an update of Posthorn asks no endpoint");
+    }
+
+    #[test]
     fn a_request_is_kept_until_a_check_ended() {
         let mut world = World::in_state(VerificationState::Failed);
         world.requested = Some("now");
@@ -697,6 +793,31 @@ mod tests {
         }
         world.requested = Some("now");
         assert_eq!(world.decide(None).status.last_requested.as_deref(), Some("now"), "so that who asked can see it");
+    }
+
+    #[test]
+    fn the_method_none_is_granted_by_consent_only() {
+        for consent in [Consent::OnHold, Consent::Refused] {
+            let mut world = World { method: VerificationMethod::None, consent, ..World::new() };
+            let decision = world.decide(None);
+            assert_eq!((decision.status.state, decision.step), (VerificationState::Unverified, Step::Rest));
+            assert_eq!((decision.status.verified_time, decision.status.valid_until), (None, None), "{consent:?}");
+            world.consent = Consent::Given;
+            assert_eq!(world.decide(None).status.state, VerificationState::Verified, "{consent:?}");
+        }
+    }
+
+    #[test]
+    fn a_grant_of_the_method_none_outlives_a_hold_and_ends_with_a_refusal() {
+        let mut world = World { method: VerificationMethod::None, ..World::new() };
+        let granted = world.decide(None).status;
+        world.consent = Consent::OnHold;
+        assert_eq!(world.decide(None).status, granted);
+        world.consent = Consent::Refused;
+        let refused = world.decide(None);
+        assert_eq!(refused.transition, Some((VerificationState::Verified, VerificationState::Unverified)));
+        assert_eq!((&refused.status.verified_time, &refused.status.valid_until), (&None, &None));
+        assert_eq!(world.decide(None).status, refused.status, "and then nothing is written");
     }
 
     #[test]
@@ -801,6 +922,7 @@ mod tests {
         Right,
         Wrong,
         Request(&'static str),
+        Edit,
         Keys(bool),
         Endpoint(&'static str),
         Method(VerificationMethod),
@@ -813,6 +935,7 @@ mod tests {
             2 => Just(Input::Right),
             4 => Just(Input::Wrong),
             1 => prop_oneof![Just("a"), Just("b")].prop_map(Input::Request),
+            1 => Just(Input::Edit),
             1 => any::<bool>().prop_map(Input::Keys),
             1 => prop_oneof![Just("https://a.example"), Just("https://b.example")].prop_map(Input::Endpoint),
             1 => prop_oneof![Just(VerificationMethod::Challenge), Just(VerificationMethod::None)].prop_map(Input::Method),
@@ -860,6 +983,7 @@ mod tests {
                     Input::Right => checked = Some(Verdict::Wanted),
                     Input::Wrong => checked = Some(wrong()),
                     Input::Request(value) => world.requested = Some(value),
+                    Input::Edit => world.generation += 1,
                     Input::Keys(changed) => world.keys_changed = changed,
                     Input::Endpoint(endpoint) => world.endpoint = endpoint,
                     Input::Method(method) => world.method = method,

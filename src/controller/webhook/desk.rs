@@ -7,10 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use k8s_openapi::jiff::Timestamp;
 use tokio::task::AbortHandle;
 
 use super::material::Reading;
-use crate::{api::WebhookStatus, controller::key::ObjectKey, verify::challenge::Verdict};
+use crate::{
+    api::{
+        WebhookStatus,
+        webhook::{KeyStatus, VerificationStatus},
+    },
+    controller::key::ObjectKey,
+    verify::challenge::Verdict,
+};
 
 /// The desk of one Webhook.
 #[derive(Default)]
@@ -31,10 +39,23 @@ pub struct KeptReading {
     pub reading: Arc<Reading>,
     /// Read again after this.
     pub until: Instant,
+    /// When they were read.
+    pub time: Timestamp,
     /// Read again if this differs: generation and annotations.
     pub occasion: String,
     /// Readings in a row that told of a problem.
     pub failures: u32,
+}
+
+/// What a probe began with. Its verdict speaks of that and of nothing newer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Begun {
+    /// Generation of the spec.
+    pub generation: i64,
+    /// The annotation `posthorn.dev/verify-requested-at`.
+    pub requested: Option<String>,
+    /// The signing keys.
+    pub keys: Vec<KeyStatus>,
 }
 
 /// A probe of one endpoint.
@@ -56,6 +77,8 @@ pub enum Probe {
         id: String,
         /// What its answer means.
         verdict: Verdict,
+        /// What it began with.
+        begun: Begun,
     },
     /// No pod took it.
     NoPod {
@@ -88,6 +111,27 @@ impl<S> Written<S> {
             (Some(version), Some(made)) => version < made,
             _ => version == self.seen.as_deref(),
         }
+    }
+}
+
+impl Desk {
+    /// Takes in the outcome of a probe. After a wrong answer, such as 401, the
+    /// Secrets are read anew at once: one of them may have changed.
+    pub fn end_probe(&mut self, outcome: Probe) {
+        if let Probe::Judged { verdict: Verdict::NotWanted { .. }, .. } = outcome {
+            self.reading = None;
+        }
+        self.probe = Some(outcome);
+    }
+}
+
+impl KeptReading {
+    /// Whether what was read may stand for the Secrets. A check that follows a
+    /// failed one is made with what they say when it is due.
+    pub fn is_fresh(&self, verification: Option<&VerificationStatus>, instant: Instant, now: Timestamp) -> bool {
+        let failing = verification.filter(|verification| verification.attempts.is_some_and(|attempts| attempts > 0));
+        let due = failing.and_then(|failing| failing.next_time.as_ref()).filter(|due| due.0 <= now);
+        self.until > instant && due.is_none_or(|due| self.time >= due.0)
     }
 }
 
@@ -149,7 +193,49 @@ pub fn reading_lasts(webhooks: usize) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::{super::material::Material, *};
+    use crate::{api::Reason, dialect::SigningKeys, runtime::clock};
+
+    const READ_AT: i64 = 1_800_000_000;
+
+    fn kept(lasts: Duration) -> KeptReading {
+        let material = Material { keys: SigningKeys::none(), url: None, headers: Vec::new(), tls: None };
+        KeptReading {
+            reading: Arc::new(Reading { material: Ok(material), url: None, secret_name: None }),
+            until: clock::monotonic() + lasts,
+            time: Timestamp::from_second(READ_AT).unwrap(),
+            occasion: String::new(),
+            failures: 0,
+        }
+    }
+
+    #[test]
+    fn after_a_wrong_answer_the_secrets_are_read_anew_and_after_a_right_one_not() {
+        let wrong = Verdict::NotWanted { reason: Reason::UnexpectedStatus, message: "The answer was 401.".into() };
+        for (verdict, keeps) in [(Verdict::Wanted, true), (wrong, false)] {
+            let mut desk = Desk { reading: Some(kept(SECRETS_FRESH)), ..Desk::default() };
+            let begun = Begun { generation: 1, requested: None, keys: Vec::new() };
+            desk.end_probe(Probe::Judged { id: "id".into(), verdict, begun });
+            assert_eq!((desk.reading.is_some(), desk.probe.is_some()), (keeps, true));
+        }
+    }
+
+    #[test]
+    fn a_check_after_a_failed_one_reads_the_secrets_once_more_when_it_is_due() {
+        let at = |seconds: i64| Timestamp::from_second(READ_AT + seconds).unwrap();
+        let is_fresh = |attempts, due: i64, now: i64| {
+            let next_time = Some(Time(at(due)));
+            let verification = VerificationStatus { attempts, next_time, ..VerificationStatus::default() };
+            kept(SECRETS_FRESH).is_fresh(Some(&verification), clock::monotonic(), at(now))
+        };
+        assert!(is_fresh(Some(1), 60, 59), "not due yet");
+        assert!(!is_fresh(Some(1), 60, 60), "due, and read before that");
+        assert!(is_fresh(Some(1), 0, 60), "read when it was due");
+        assert!(is_fresh(None, 60, 60), "the last check was right");
+        assert!(!kept(Duration::ZERO).is_fresh(None, clock::monotonic(), at(0)), "too old for anything");
+    }
 
     fn written(seen: &str, made: &str) -> Written<WebhookStatus> {
         Written { seen: Some(seen.into()), made: Some(made.into()), status: WebhookStatus::default() }

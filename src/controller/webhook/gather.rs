@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 
 use super::{
-    desk::{Desk, KeptReading, Probe, reading_lasts},
+    desk::{Begun, Desk, KeptReading, Probe, reading_lasts},
     material::{self, Material, Reading},
 };
 use crate::{
@@ -79,6 +79,8 @@ pub enum ProbeView {
         id: String,
         /// What its answer means.
         verdict: Verdict,
+        /// What it began with.
+        begun: Begun,
     },
     /// No pod took it.
     NoPod {
@@ -140,7 +142,9 @@ fn view(desk: &Desk) -> ProbeView {
             time: now.saturating_duration_since(*since),
             after_no_pod: *no_pod > 0,
         },
-        Some(Probe::Judged { id, verdict }) => ProbeView::Judged { id: id.clone(), verdict: verdict.clone() },
+        Some(Probe::Judged { id, verdict, begun }) => {
+            ProbeView::Judged { id: id.clone(), verdict: verdict.clone(), begun: begun.clone() }
+        }
         Some(Probe::NoPod { id, failures: _, retry_at }) => {
             ProbeView::NoPod { id: id.clone(), left: retry_at.saturating_duration_since(now) }
         }
@@ -162,8 +166,10 @@ async fn read_secrets(
     let occasion = occasion(webhook);
     let now = clock::monotonic();
     let kept = kept.filter(|kept| kept.occasion == occasion);
+    let verification = webhook.status.as_ref().and_then(|status| status.verification.as_ref());
+    let time = clock::now();
     if let Some(kept) = &kept
-        && kept.until > now
+        && kept.is_fresh(verification, now, time)
     {
         return Ok((Arc::clone(&kept.reading), Some(kept.until - now)));
     }
@@ -175,7 +181,7 @@ async fn read_secrets(
             (backoff::wait(SECRET_BACKOFF_FIRST, SECRET_BACKOFF_MAX, failures, clock::chance()), failures + 1)
         }
     };
-    let kept = KeptReading { reading: Arc::clone(&reading), until: now + lasts, occasion, failures };
+    let kept = KeptReading { reading: Arc::clone(&reading), until: now + lasts, time, occasion, failures };
     context.desks.at(key, uid, |desk| desk.reading = Some(kept));
     Ok((reading, Some(lasts)))
 }

@@ -3,24 +3,25 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
+    desk::Begun,
     gather::{Gathered, ProbeView},
+    material::Material,
     validate::{Endpoint, Validated},
 };
 use crate::{
     api::{
         ConditionType, Reason, VERIFY_REQUESTED_ANNOTATION, WebhookStatus, condition,
-        webhook::{KeyRole, KeyStatus, VerificationState, VerificationStatus},
+        webhook::{KeyRole, KeyStatus, VerificationMethod, VerificationState, VerificationStatus},
     },
     controller::{events::Notice, feed::Indexed, secrets::problem},
     runtime::secret::SecretString,
     verify::{
-        challenge::Verdict,
         conditions::{Facts, Problem, Programmed, conditions},
         fingerprint::{Bound, FingerprintKey},
-        state::{Decision, Situation, Step, decide},
+        state::{Consent, Decision, Situation, Step, decide, unlocated},
     },
 };
 
@@ -53,6 +54,8 @@ pub struct ProbeOrder {
     pub id: String,
     /// The endpoint.
     pub endpoint: Endpoint,
+    /// What it begins with.
+    pub begun: Begun,
 }
 
 /// What the verification came to in this reconcile.
@@ -119,44 +122,76 @@ fn verification(
     previous: &WebhookStatus,
 ) -> Verification {
     let Some(endpoint) = &validated.maybe_endpoint else {
-        return untouched(previous);
+        return without_endpoint(gathered, validated, previous);
     };
     let id = probe_id(gathered, validated, endpoint, key);
     let verdict = match &gathered.probe {
-        ProbeView::Judged { id: of, verdict } if *of == id => Some(verdict),
+        ProbeView::Judged { id: of, verdict, begun } if *of == id => Some((verdict, begun)),
         _ => None,
     };
-    let present = validated.maybe_material.map(|_| key_statuses(gathered, validated, key));
-    let is_verified = previous.verification.as_ref().is_some_and(|v| v.state == VerificationState::Verified);
-    let keys_changed = is_verified && present.as_ref().is_some_and(|present| *present != previous.keys);
-    let decision = decide(&situation(gathered, validated, endpoint, key, previous, verdict, keys_changed));
+    let now = begun_now(gathered, validated, key, previous);
+    let base = situation(gathered, validated, endpoint, key, &now);
+    let before = previous.verification.as_ref();
+    // A verdict is judged by what its check began with; what is newer than that
+    // is news afterwards, and gets a check of its own.
+    let judged = verdict.map(|(verdict, begun)| {
+        decide(&Situation {
+            previous: before,
+            requested: begun.requested.as_deref(),
+            generation: begun.generation,
+            keys_changed: keys_changed(before, &previous.keys, &begun.keys),
+            checked: Some(verdict),
+            ..base
+        })
+    });
+    let before = judged.as_ref().map(|judged| &judged.status).or(before);
+    let checked_keys = verdict.map_or(&previous.keys, |(_, begun)| &begun.keys);
+    let keys_changed = keys_changed(before, checked_keys, &now.keys);
+    let decision = decide(&Situation { previous: before, keys_changed, ..base });
     let is_checkable = validated.maybe_problem.is_none() && !gathered.webhook.spec.is_suspended();
     let next = next_probe(gathered, &decision, &id, is_checkable);
     // Changed keys are told once the endpoint was asked with them: until then they
     // are the reason to ask.
-    let waits_for_check = keys_changed && verdict.is_none() && !matches!(decision.step, Step::Rest);
-    let keys = if waits_for_check { None } else { present };
+    let waits_for_check = keys_changed && !matches!(decision.step, Step::Rest);
+    let keys = if waits_for_check { checked_keys } else { &now.keys }.clone();
     let no_pod = next.lacks_pod && decision.status.state != VerificationState::Verified;
     Verification {
         maybe_problem: no_pod.then(|| no_pod_problem(&gathered.pool_name)),
-        transition: decision.transition,
-        probe: next.is_due.then(|| ProbeOrder { id, endpoint: endpoint.clone() }),
+        transition: judged.and_then(|judged| judged.transition).or(decision.transition),
+        probe: next.is_due.then(|| ProbeOrder { id, endpoint: endpoint.clone(), begun: now }),
         wait: next.wait,
         is_held: next.is_held,
         uses_outcome: verdict.is_some(),
-        keys: keys.unwrap_or_else(|| previous.keys.clone()),
+        keys,
         status: Some(decision.status),
     }
 }
 
-/// Where the endpoint is cannot be known now, so nothing new is known of it.
-fn untouched(previous: &WebhookStatus) -> Verification {
+/// Where the endpoint is cannot be known now, so it cannot be asked. What is
+/// known of the one before stands only while the spec, and the Secret of its
+/// URL, give no reason to take it for another.
+fn without_endpoint(gathered: &Gathered, validated: &Validated<'_>, previous: &WebhookStatus) -> Verification {
+    let is_of_this_spec = |verification: &VerificationStatus| {
+        let checked = verification.checked_generation.or(previous.observed_generation);
+        checked == Some(gathered.generation)
+    };
+    // A URL that was read and is no endpoint is not the one that was.
+    let is_readable = gathered.reading.url.is_some();
+    let refused = validated.method == VerificationMethod::None && consent(gathered, validated) == Consent::Refused;
+    let status = previous.verification.as_ref().map(|verification| {
+        let may_stand = is_of_this_spec(verification) && !is_readable && !refused;
+        unlocated(verification, may_stand, gathered.now)
+    });
+    let states = previous.verification.as_ref().zip(status.as_ref()).map(|(from, to)| (from.state, to.state));
+    let left = |until: &Time| Duration::try_from(until.0.duration_since(gathered.now)).ok();
+    let expires = status.as_ref().and_then(|status| status.valid_until.as_ref()).and_then(left);
     Verification {
-        status: previous.verification.clone(),
+        status,
         maybe_problem: None,
-        transition: None,
+        transition: states.filter(|(from, to)| from != to),
         probe: None,
-        wait: None,
+        // The last second counts, so it expires a second later.
+        wait: expires.map(|left| left + Duration::from_secs(1)),
         is_held: false,
         uses_outcome: false,
         keys: previous.keys.clone(),
@@ -178,6 +213,10 @@ fn next_probe(gathered: &Gathered, decision: &Decision, id: &str, is_checkable: 
     match (decision.step, &gathered.probe) {
         (Step::Rest, _) => NextProbe::default(),
         (Step::Wait(wait), _) => NextProbe { wait: Some(wait), ..NextProbe::default() },
+        // The status with this outcome is written first, lest the outcome be lost.
+        (Step::Probe, ProbeView::Judged { id: of, .. }) if of == id => {
+            NextProbe { wait: Some(Duration::ZERO), ..NextProbe::default() }
+        }
         (Step::Probe, ProbeView::Running { id: of, time, after_no_pod }) if of == id => {
             let left = HOLD.saturating_sub(*time);
             // After the moment of waiting, the outcome wakes the Webhook.
@@ -196,11 +235,8 @@ fn situation<'a>(
     validated: &Validated<'_>,
     endpoint: &'a Endpoint,
     key: &'a FingerprintKey,
-    previous: &'a WebhookStatus,
-    checked: Option<&'a Verdict>,
-    keys_changed: bool,
+    now: &'a Begun,
 ) -> Situation<'a> {
-    let annotations = gathered.webhook.metadata.annotations.as_ref();
     Situation {
         now: gathered.now,
         chance: gathered.chance,
@@ -208,13 +244,43 @@ fn situation<'a>(
         endpoint: endpoint.identity.expose(),
         method: validated.method,
         http_method: validated.http_method,
+        consent: consent(gathered, validated),
         key,
         interval: validated.interval,
         fail_after: validated.fail_after,
-        previous: previous.verification.as_ref(),
-        requested: annotations.and_then(|all| all.get(VERIFY_REQUESTED_ANNOTATION)).map(String::as_str),
-        keys_changed,
-        checked,
+        previous: None,
+        requested: now.requested.as_deref(),
+        generation: now.generation,
+        keys_changed: false,
+        checked: None,
+    }
+}
+
+/// What a probe would begin with now. Keys that cannot be read have not changed.
+fn begun_now(gathered: &Gathered, validated: &Validated<'_>, key: &FingerprintKey, previous: &WebhookStatus) -> Begun {
+    let annotations = gathered.webhook.metadata.annotations.as_ref();
+    let keys = validated.maybe_material.map(|material| key_statuses(&gathered.uid, material, key));
+    Begun {
+        generation: gathered.generation,
+        requested: annotations.and_then(|all| all.get(VERIFY_REQUESTED_ANNOTATION)).cloned(),
+        keys: keys.unwrap_or_else(|| previous.keys.clone()),
+    }
+}
+
+/// Whether keys are others than those of the last check. Before the first one
+/// there are none to differ from, but what is verified was checked.
+fn keys_changed(verification: Option<&VerificationStatus>, checked: &[KeyStatus], now: &[KeyStatus]) -> bool {
+    let is_verified = verification.is_some_and(|v| v.state == VerificationState::Verified);
+    (is_verified || !checked.is_empty()) && checked != now
+}
+
+/// Whether the method None may be granted.
+fn consent(gathered: &Gathered, validated: &Validated<'_>) -> Consent {
+    match validated.maybe_problem.as_ref().map(|problem| problem.reason) {
+        Some(Reason::PoolNotFound | Reason::MethodNotAllowed | Reason::HttpNotAllowed) => Consent::Refused,
+        Some(_) => Consent::OnHold,
+        None if gathered.webhook.spec.is_suspended() => Consent::OnHold,
+        None => Consent::Given,
     }
 }
 
@@ -236,13 +302,9 @@ fn probe_id(gathered: &Gathered, validated: &Validated<'_>, endpoint: &Endpoint,
     })
 }
 
-fn key_statuses(gathered: &Gathered, validated: &Validated<'_>, key: &FingerprintKey) -> Vec<KeyStatus> {
-    let Some(material) = validated.maybe_material else { return Vec::new() };
+fn key_statuses(uid: &str, material: &Material, key: &FingerprintKey) -> Vec<KeyStatus> {
     let roles = [(material.keys.current(), KeyRole::Current), (material.keys.previous(), KeyRole::Previous)];
-    roles
-        .into_iter()
-        .filter_map(|(signing, role)| Some(KeyStatus { id: key.key_id(&gathered.uid, signing?), role }))
-        .collect()
+    roles.into_iter().filter_map(|(signing, role)| Some(KeyStatus { id: key.key_id(uid, signing?), role })).collect()
 }
 
 fn no_pod_problem(pool: &str) -> Problem {

@@ -17,6 +17,7 @@ use crate::{
     },
     dialect::{SigningKey, SigningKeys},
     runtime::secret::SecretBytes,
+    verify::challenge::Verdict,
 };
 
 const T0: i64 = 1_795_435_200;
@@ -106,9 +107,37 @@ impl World {
 
     /// The probe that is due now ends with this verdict.
     fn answer(&mut self, verdict: Verdict) -> Plan {
-        let id = self.plan().probe.expect("a probe is due").id;
-        self.probe = ProbeView::Judged { id, verdict };
+        self.end_probe(verdict);
         self.settle()
+    }
+
+    fn end_probe(&mut self, verdict: Verdict) {
+        let ProbeOrder { id, begun, .. } = self.plan().probe.expect("a probe is due");
+        self.probe = ProbeView::Judged { id, verdict, begun };
+    }
+
+    /// Somebody asks for a check.
+    fn annotate(&mut self, requested: &str) {
+        self.webhook["metadata"]["annotations"] = json!({ VERIFY_REQUESTED_ANNOTATION: requested });
+    }
+
+    fn state(&self) -> Value {
+        self.webhook["status"]["verification"]["state"].clone()
+    }
+
+    /// Checks fail until the Webhook is Failed.
+    fn failed() -> Self {
+        let mut world = Self::new();
+        world.indexed = Indexed::Yes;
+        while world.state() != "Failed" {
+            world.answer(refused());
+            while world.plan().probe.is_none() {
+                world.seconds += 5;
+            }
+        }
+        world.seconds -= 60;
+        assert!(world.plan().probe.is_none());
+        world
     }
 
     fn verified(mut self) -> Self {
@@ -202,14 +231,10 @@ fn a_failed_check_is_no_event_and_failing_for_too_long_is_one() {
 fn another_url_ends_verified_at_once_and_an_outcome_for_the_old_one_is_worth_nothing() {
     let mut world = World::new().verified();
     world.seconds = 100;
-    let old = {
-        let gathered = world.gathered();
-        let validated = validate(&gathered);
-        probe_id(&gathered, &validated, validated.maybe_endpoint.as_ref().unwrap(), &fingerprint_key())
-    };
+    world.annotate("now");
+    world.end_probe(Verdict::Wanted);
     world.webhook["spec"]["url"] = json!("https://evil.example/");
     world.webhook["metadata"]["generation"] = json!(2);
-    world.probe = ProbeView::Judged { id: old, verdict: Verdict::Wanted };
     let plan = world.plan();
     assert!(!plan.uses_outcome && plan.probe.is_some());
     assert_eq!(plan.status.verification.as_ref().unwrap().state, VerificationState::Unverified);
@@ -340,3 +365,6 @@ fn a_status_never_holds_path_query_or_key() {
         }
     }
 }
+
+#[path = "plan_change_tests.rs"]
+mod changes;

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use reqwest::StatusCode;
 
 use super::{
-    desk::Probe,
+    desk::{Begun, Probe},
     gather::Gathered,
     plan::{ProbeOrder, origin_host, own_headers},
     validate::Validated,
@@ -38,6 +38,7 @@ struct Under {
     keys: SigningKeys,
     origin: String,
     now: k8s_openapi::jiff::Timestamp,
+    begun: Begun,
 }
 
 impl Under {
@@ -67,6 +68,7 @@ pub(super) fn start(context: &Arc<Context>, gathered: &Gathered, validated: &Val
         keys: material.keys.clone(),
         origin: origin_host(&context.namespace),
         now: clock::now(),
+        begun: order.begun,
     };
     let Some(sent) = under.handshake().request() else { return };
     let mut headers = sent.headers;
@@ -118,7 +120,7 @@ async fn run(
             };
             let duration_ms = answer.ok().map(|response| response.duration_ms);
             tracing::info!(namespace = %key.namespace, webhook = %key.name, reason, duration_ms, "asked the endpoint");
-            Probe::Judged { id, verdict }
+            Probe::Judged { id, verdict, begun: under.begun }
         }
         None => {
             let wait = backoff::wait(NO_POD_BACKOFF_FIRST, NO_POD_BACKOFF_MAX, no_pod, clock::chance());
@@ -126,7 +128,7 @@ async fn run(
             Probe::NoPod { id, failures: no_pod.saturating_add(1), retry_at: clock::monotonic() + wait }
         }
     };
-    context.desks.at_existing(&key, &uid, |desk| desk.probe = Some(outcome));
+    context.desks.at_existing(&key, &uid, |desk| desk.end_probe(outcome));
     context.triggers.webhook(&key);
 }
 
@@ -162,6 +164,7 @@ mod tests {
             keys: SigningKeys::none(),
             origin: "o".into(),
             now: k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+            begun: Begun { generation: 1, requested: None, keys: Vec::new() },
         };
         let answer = match answer {
             Ok(outcome) => Ok(ProbeResponse { duration_ms: 1, outcome }),
