@@ -63,3 +63,37 @@ cluster_binary() {
 image_archive() {
   "$REPOSITORY/scripts/image.sh"
 }
+
+# own_cluster VALUES: the project's own cluster with the chart installed, for what
+# stops parts of it or reads the processes of this machine. Sets KUBECONFIG,
+# KUBECTL, HELM and CLUSTER_BINARY. It goes with the script if it was not up
+# before (KEEP=1 leaves it). To be called outside of `step`.
+own_cluster() {
+  local archive name value
+  # Whatever cluster the caller's environment means otherwise.
+  unset CONTEXT
+  export CLUSTER=own
+  CLUSTER_BINARY=$(cluster_binary)
+  export CLUSTER_BINARY
+  CLUSTER_STATE=$(mktemp)
+  if ! "$CLUSTER_BINARY" status >/dev/null 2>&1; then
+    CLUSTER_IS_OURS=yes
+  elif [ -f "$CACHE/demo.env" ]; then
+    die "the demo is up in this cluster and would be changed: run make demo-down first"
+  fi
+  archive=$(image_archive)
+  trap leave_cluster EXIT
+  step "Bringing the cluster up" write_cluster_state
+  while IFS='=' read -r name value; do export "$name=$value"; done <"$CLUSTER_STATE"
+  step "Loading the image into the cluster" "$REPOSITORY/scripts/cluster.sh" load "$archive"
+  step "Installing the chart" "$REPOSITORY/scripts/install.sh" --values "$1"
+}
+
+write_cluster_state() { "$REPOSITORY/scripts/cluster.sh" up >"$CLUSTER_STATE"; }
+
+leave_cluster() {
+  rm -f "$CLUSTER_STATE"
+  if [ "${CLUSTER_IS_OURS:-no}" = yes ] && [ "${KEEP:-0}" != 1 ]; then
+    "$REPOSITORY/scripts/cluster.sh" down || true
+  fi
+}
