@@ -3,6 +3,7 @@
 //!
 //! This module holds types only; it never does I/O.
 
+pub mod deliveries;
 pub mod index_feed;
 pub mod probe;
 
@@ -19,3 +20,10 @@ pub const PROBE_PATH: &str = "/internal/v1/probe";
 pub const INDEX_PATH: &str = "/internal/v1/index";
 /// Path of the counters: GET → [`index_feed::Counters`].
 pub const COUNTERS_PATH: &str = "/internal/v1/counters";
+/// Path of what became of Deliveries: GET with [`deliveries::DeliveriesQuery`] →
+/// [`deliveries::DeliveriesPage`].
+pub const DELIVERIES_PATH: &str = "/internal/v1/deliveries";
+/// Audience of the ServiceAccount tokens with which publishers hand in events.
+pub const PUBLISH_AUDIENCE: &str = "posthorn";
+/// Port of ingest in a delivery pod.
+pub const INGEST_PORT: u16 = 8080;

@@ -18,6 +18,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 /// itself. `ARCHITECTURE.md` shows the same table.
 const LEVELS: &[(&str, u8)] = &[
     ("api", 0),
+    ("event", 0),
     ("wire", 0),
     ("dialect", 0),
     ("runtime", 0),
@@ -25,10 +26,14 @@ const LEVELS: &[(&str, u8)] = &[
     ("verify", 2),
     ("egress", 2),
     ("access", 2),
+    ("secrets", 2),
+    ("store", 2),
     ("routing::index", 2),
     ("routing", 3),
     ("delivery", 4),
     ("inbox", 3),
+    ("ingest", 3),
+    ("dispatch", 3),
     ("controller", 4),
     ("cli", 4),
     ("main", 5),

@@ -1,0 +1,12 @@
+//! The dispatcher: decides which Delivery is tried when. One queue a Webhook,
+//! with its own concurrency, rate limit and circuit; fair turns between them.
+//!
+//! It knows no HTTP: an [`AttemptSender`] makes attempts. It knows no disk: a
+//! [`crate::store::Partition`] keeps what is owed. A window of each queue is in
+//! memory, the rest stays in the store.
+
+mod attempt;
+
+pub use attempt::{
+    AttemptEnd, AttemptJob, AttemptReport, AttemptSender, FailureKind, HealthView, Hold, HookHealth, HookView,
+};

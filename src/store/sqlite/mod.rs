@@ -1,0 +1,3 @@
+//! The store on one disk: SQLite, one writer.
+
+mod effects;
