@@ -46,7 +46,7 @@ async fn events_for_receivers_that_misbehave_end_as_dead_letters_with_the_right_
             assert_eq!(card["spec"]["reason"], "Exhausted", "{name}: {card}");
             assert_eq!(card["spec"]["attempts"], 2, "{name}: {card}");
             assert!(card["spec"]["error"].as_str().unwrap_or_default().contains(reason), "{name}: {card}");
-            assert_eq!(card["spec"]["statusCode"].as_u64(), *code, "{name}: {card}");
+            assert_eq!(card["spec"]["lastStatusCode"].as_u64(), *code, "{name}: {card}");
             assert!(ids.contains(card["spec"]["event"]["id"].as_str().unwrap()), "{name}: {card}");
         }
     }
