@@ -97,6 +97,7 @@ pub fn plan(gathered: &Gathered, validated: &Validated<'_>, key: &FingerprintKey
             gathered.webhook.spec.url_from.as_ref().and(previous.endpoint)
         }),
         verification: verification.status,
+        delivery: previous.delivery,
         secret_name: gathered.reading.secret_name.clone(),
         keys: verification.keys,
     };
