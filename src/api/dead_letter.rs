@@ -17,9 +17,11 @@ use super::{schema, subscription::WebhookRef};
 pub const CARD_BYTES_MAX: usize = 4 * 1024;
 /// Bytes of `error` at most.
 pub const CARD_ERROR_BYTES_MAX: usize = 256;
-/// Bytes of `event.type`, `event.source` and `event.givenId` at most: publishers
-/// may give longer ones, a card shows their beginning.
-pub const CARD_TEXT_BYTES_MAX: usize = 253;
+/// Bytes of `event.type` at most.
+pub const CARD_TYPE_BYTES_MAX: usize = 253;
+/// Bytes of `event.source` and of `event.givenId` at most: publishers may give
+/// longer ones, a card shows their beginning.
+pub const CARD_TEXT_BYTES_MAX: usize = 200;
 /// Label of a card: its reason.
 pub const CARD_REASON_LABEL: &str = "posthorn.dev/reason";
 /// Label of a card: the type of its event, if it can be the value of a label.
@@ -94,12 +96,12 @@ pub struct DeadEvent {
     #[serde(rename = "type")]
     #[schemars(length(max = 253))]
     pub type_: String,
-    /// Its source; of a longer one the first 253 bytes.
-    #[schemars(length(max = 253))]
+    /// Its source; of a longer one the first 200 bytes.
+    #[schemars(length(max = 200))]
     pub source: String,
-    /// The id that the publisher gave, if any; of a longer one the first 253 bytes.
+    /// The id that the publisher gave, if any; of a longer one the first 200 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 200))]
     pub given_id: Option<String>,
     /// When it was accepted.
     #[schemars(schema_with = "schema::time")]
@@ -177,14 +179,15 @@ mod tests {
 
     #[test]
     fn the_fullest_card_keeps_to_its_limit() {
-        // What JSON makes six bytes of is no text of ours, but publishers may send it.
+        // JSON makes two bytes of it. What it makes six of are control characters,
+        // which `clean` takes out.
         let longest = "\"".repeat(CARD_TEXT_BYTES_MAX);
         let time = || Time(Timestamp::from_second(1_795_000_000).unwrap());
         let spec = DeadLetterSpec {
             webhook_ref: WebhookRef { name: "w".repeat(63) },
             event: Some(DeadEvent {
                 id: "e".repeat(30),
-                type_: longest.clone(),
+                type_: "\"".repeat(CARD_TYPE_BYTES_MAX),
                 source: longest.clone(),
                 given_id: Some(longest.clone()),
                 time: time(),

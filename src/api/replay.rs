@@ -256,7 +256,7 @@ pub struct ReplayStatus {
 
 #[cfg(test)]
 mod tests {
-    use kube::core::Selector;
+    use kube::core::{Selector, SelectorExt};
     use serde_json::json;
 
     use super::*;
