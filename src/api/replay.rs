@@ -42,42 +42,52 @@ pub const REPLAY_IDS_MAX: usize = 500;
     validation = Rule::new("[has(self.deadLetters), has(self.events), has(self.since)].filter(x, x).size() == 1").message("set exactly one of deadLetters, events and since: they say what is sent again"),
     validation = Rule::new("!has(self.until) || has(self.since)").message("until needs since: they are the two ends of a time").field_path(".until"),
     validation = Rule::new("!has(self.until) || !has(self.since) || self.since < self.until").message("since must be before until").field_path(".until"),
-    validation = Rule::new("self.webhookRef == oldSelf.webhookRef && self.?deadLetters == oldSelf.?deadLetters && self.?events == oldSelf.?events && self.?since == oldSelf.?since && self.?until == oldSelf.?until && self.?rate == oldSelf.?rate && self.?dryRun == oldSelf.?dryRun && self.?runId == oldSelf.?runId").message("spec cannot be changed, but for cancel: make another Replay, or delete this one and apply it anew"),
+    validation = Rule::new("has(self.deadLetters) == has(oldSelf.deadLetters) && has(self.events) == has(oldSelf.events) && has(self.since) == has(oldSelf.since) && has(self.until) == has(oldSelf.until) && has(self.rate) == has(oldSelf.rate) && has(self.dryRun) == has(oldSelf.dryRun) && has(self.runId) == has(oldSelf.runId)").message("spec cannot be changed, but for cancel: make another Replay, or delete this one and apply it anew"),
     validation = Rule::new("!oldSelf.?cancel.orValue(false) || self.?cancel.orValue(false)").message("cancel cannot be taken back: make another Replay").field_path(".cancel")
 )]
 pub struct ReplaySpec {
     /// The Webhook that gets the events. It must be verified, else they are owed
     /// until it is.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec cannot be changed, but for cancel: make another Replay, or delete this one and apply it anew"))]
     pub webhook_ref: WebhookRef,
     /// Deliveries that were given up. Set exactly one of `deadLetters`, `events`
     /// and `since`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec cannot be changed, but for cancel: make another Replay, or delete this one and apply it anew"))]
     pub dead_letters: Option<ReplayDeadLetters>,
     /// Events by their ids, whatever became of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec cannot be changed, but for cancel: make another Replay, or delete this one and apply it anew"))]
     pub events: Option<ReplayEvents>,
     /// Events accepted at this time or later that a present Subscription of the
     /// Webhook wants, as far as retention reaches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::time")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec cannot be changed, but for cancel: make another Replay, or delete this one and apply it anew"))]
     pub since: Option<Time>,
     /// Events accepted before this time. Default: when the Replay begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::time")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec cannot be changed, but for cancel: make another Replay, or delete this one and apply it anew"))]
     pub until: Option<Time>,
     /// Deliveries that are owed again a second at most, 1 to 10000. Default: no
     /// limit but those of the Webhook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec cannot be changed, but for cancel: make another Replay, or delete this one and apply it anew"))]
     pub rate: Option<i32>,
     /// Only count what would be sent. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec cannot be changed, but for cancel: make another Replay, or delete this one and apply it anew"))]
     pub dry_run: Option<bool>,
     /// Tells two runs of one name and spec apart: with another value it runs
     /// again after it was deleted and applied anew. Default: empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
-    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')").message("runId must consist of letters, digits, '-', '_' and '.', beginning and ending with a letter or digit"))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')").message("runId must consist of letters, digits, '-', '_' and '.', beginning and ending with a letter or digit"),
+        validation = Rule::new("self == oldSelf").message("spec cannot be changed, but for cancel: make another Replay, or delete this one and apply it anew")
+    )]
     pub run_id: Option<String>,
     /// End the Replay: what is not owed again yet stays as it is. It cannot be
     /// taken back. Default: false.
