@@ -100,7 +100,6 @@ reasons! {
     BacklogFull, "More was owed to the Webhook than may wait, and the oldest Deliveries were given up.", "Mend the receiver, or let it take more at once (spec.delivery.concurrency, rateLimit), then apply a Replay.";
     Corrupt, "The event was damaged on disk.", "It cannot be sent. Publish it again, and see whether the volume of the DeliveryPool is sound.";
     Unrenderable, "The event cannot be brought into the form that the Webhook wants.", "Look at the event and at spec.dialect; the event stays for another Webhook.";
-    NoOverflow, "Every Delivery that was given up has a DeadLetter, or had one.", "Nothing to do.";
     CardLimitReached, "More Deliveries were given up than there may be DeadLetters.", "They are kept all the same: a Replay with deadLetters.all reaches them. Mend the receiver, or raise spec.deadLetter.limit.";
     ReplayRunning, "The Replay makes Deliveries owed again.", "Wait, or set spec.cancel to end it.";
     ReplaySending, "Everything that matched is owed again, and not all of it has ended.", "Wait; the conditions of the Webhook say what holds it.";
