@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod cache;
 pub mod client;
 pub mod context;
+pub mod deliveries;
 pub mod events;
 pub mod feed;
 pub mod internal;

@@ -13,7 +13,6 @@ mod drift;
 mod gather;
 mod network_policy;
 mod plan;
-mod quantity;
 pub mod settings;
 mod status;
 mod validate;

@@ -80,6 +80,7 @@ pub(super) fn wanted(
         conditions: condition::merge(existing, &conditions(outcome), generation, now),
         service: Some(names::service_host(&pool.name_any(), release_namespace)),
         ready_replicas,
+        stores: pool.status.as_ref().map(|status| status.stores.clone()).unwrap_or_default(),
     }
 }
 

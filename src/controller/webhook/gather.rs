@@ -22,7 +22,7 @@ use crate::{
     dialect::SigningKeys,
     runtime::clock,
     verify::challenge::Verdict,
-    wire::index_feed::FeedKind,
+    wire::{deliveries::DeliveriesEntry, index_feed::FeedKind},
 };
 
 /// First wait before a Secret with a problem is read again.
@@ -52,6 +52,9 @@ pub struct Gathered {
     pub indexed: Indexed,
     /// The last probe.
     pub probe: ProbeView,
+    /// What the pool's pod told of its Deliveries, as far as it may be written;
+    /// none while nobody knows.
+    pub told: Option<Arc<DeliveriesEntry>>,
     /// The time.
     pub now: Timestamp,
     /// A number in [0, 1).
@@ -115,6 +118,7 @@ pub async fn gather(context: &Context, cached: &Cached<Webhook>) -> Result<Gathe
     let pool_name = context.views.pool_of(&key.namespace);
     let maybe_pool = context.views.pool(&pool_name);
     let indexed = context.feeds.indexed(&pool_name, FeedKind::Webhook, &key, &uid, generation);
+    let told = context.deliveries.released(&key, &uid);
     Ok(Gathered {
         key,
         webhook,
@@ -126,6 +130,7 @@ pub async fn gather(context: &Context, cached: &Cached<Webhook>) -> Result<Gathe
         reading_left,
         indexed,
         probe,
+        told,
         now: clock::now(),
         chance: clock::chance(),
     })

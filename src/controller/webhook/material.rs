@@ -9,7 +9,7 @@ use kube::{
 
 use crate::{
     api::{
-        Reason, SecretKeyRef, Webhook,
+        Reason, SecretKeyRef, WEBHOOK_LABEL, Webhook,
         defaults::{SIGNING_SECRET_KEY, SIGNING_SECRET_TYPE, signing_secret_name},
         webhook::{Dialect, Tls},
     },
@@ -26,8 +26,6 @@ use crate::{
     wire::probe::TlsMaterial,
 };
 
-/// Label of a made Secret: the Webhook that it was made for.
-pub const WEBHOOK_LABEL: &str = "posthorn.dev/webhook";
 /// Annotation of a made Secret: what it is, for whoever finds it.
 const ABOUT_ANNOTATION: &str = "posthorn.dev/about";
 

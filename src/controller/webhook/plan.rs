@@ -16,7 +16,7 @@ use crate::{
         ConditionType, Reason, VERIFY_REQUESTED_ANNOTATION, WebhookStatus, condition,
         webhook::{KeyRole, KeyStatus, VerificationMethod, VerificationState, VerificationStatus},
     },
-    controller::{events::Notice, feed::Indexed, secrets::problem},
+    controller::{deliveries::told, events::Notice, feed::Indexed, secrets::problem},
     runtime::secret::SecretString,
     verify::{
         conditions::{Facts, Problem, Programmed, conditions},
@@ -87,16 +87,23 @@ pub fn plan(gathered: &Gathered, validated: &Validated<'_>, key: &FingerprintKey
         suspended: gathered.webhook.spec.is_suspended(),
         problem,
     };
-    let wanted = conditions(&facts);
+    let mut wanted = conditions(&facts);
+    wanted.extend(gathered.told.iter().flat_map(|told| told::conditions(told)));
+    let mut conditions = condition::merge(&previous.conditions, &wanted, Some(gathered.generation), gathered.now);
+    if gathered.told.is_none() {
+        // Nobody knows how the endpoint does now: what was said stands.
+        conditions.extend(told::of_deliveries(&previous.conditions).cloned());
+    }
     let notices = notices(&previous, &verification, validated.maybe_problem.as_ref());
     let status = WebhookStatus {
         observed_generation: Some(gathered.generation),
-        conditions: condition::merge(&previous.conditions, &wanted, Some(gathered.generation), gathered.now),
+        conditions,
         endpoint: validated.maybe_endpoint.as_ref().map(|endpoint| endpoint.shown.clone()).or_else(|| {
             // A Secret that cannot be read for a moment does not move the endpoint.
             gathered.webhook.spec.url_from.as_ref().and(previous.endpoint)
         }),
         verification: verification.status,
+        delivery: gathered.told.as_ref().map(|told| told::delivery_status(told)).or(previous.delivery),
         secret_name: gathered.reading.secret_name.clone(),
         keys: verification.keys,
     };
@@ -252,6 +259,7 @@ fn situation<'a>(
         requested: now.requested.as_deref(),
         generation: now.generation,
         keys_changed: false,
+        gone_since: gathered.told.as_ref().and_then(|told| told.gone_since.as_ref()).map(|time| time.0),
         checked: None,
     }
 }
