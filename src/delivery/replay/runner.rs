@@ -38,6 +38,8 @@ const LOOKED_AT_MAX: usize = 16;
 const CARDS_READ_MAX: usize = 100;
 
 type Key = (String, String);
+/// UID of a namespace of this pool.
+type NamespaceUid = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 struct Tracked {
     replay: Replay,
@@ -51,7 +53,7 @@ pub struct ReplayRunner {
     client: Client,
     cards: Cards,
     /// Whether a namespace is one of this pool, and its UID.
-    namespace_uid: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    namespace_uid: NamespaceUid,
     open: BTreeMap<Key, Tracked>,
     listed: BTreeMap<Key, Replay>,
     next: usize,
