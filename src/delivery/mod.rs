@@ -6,11 +6,14 @@
 //! but through [`crate::egress`].
 
 mod arguments;
+pub mod cards;
+pub mod directory;
 mod egress_policy;
 pub mod internal_api;
 mod metrics;
 pub mod probe;
 mod problem;
+pub mod replay;
 pub mod slots;
 
 use std::{env, io, net::SocketAddr, sync::Arc, time::Duration};
