@@ -26,7 +26,7 @@ pub mod webhook_delivery;
 pub use condition::{ConditionStatus, ConditionType};
 pub use duration::Gep2257Duration;
 pub use pool::{DeliveryPool, DeliveryPoolSpec, DeliveryPoolStatus};
-pub use reason::Reason;
+pub use reason::{Problem, Reason};
 pub use secret_ref::{SecretKeyRef, SecretNameRef};
 pub use subscription::{Subscription, SubscriptionSpec, SubscriptionStatus};
 pub use webhook::{Webhook, WebhookSpec, WebhookStatus};

@@ -95,6 +95,22 @@ reasons! {
     Internal, "Something went wrong inside Posthorn.", "Look at the controller's log for this object.";
 }
 
+/// Something that keeps an object from being used, for its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What it is, in one word.
+    pub reason: Reason,
+    /// What it is and what to do.
+    pub message: String,
+}
+
+impl Problem {
+    /// A problem of these two.
+    pub const fn new(reason: Reason, message: String) -> Self {
+        Self { reason, message }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

@@ -19,7 +19,6 @@ pub mod pods;
 pub mod pool;
 pub mod prober;
 pub mod run;
-pub mod secrets;
 pub mod subscription;
 pub mod text;
 pub mod views;

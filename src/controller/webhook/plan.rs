@@ -8,18 +8,18 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     desk::Begun,
     gather::{Gathered, ProbeView},
-    material::Material,
     validate::{Endpoint, Validated},
 };
 use crate::{
     api::{
-        ConditionType, Reason, VERIFY_REQUESTED_ANNOTATION, WebhookStatus, condition,
+        ConditionType, Problem, Reason, VERIFY_REQUESTED_ANNOTATION, WebhookStatus, condition,
         webhook::{KeyRole, KeyStatus, VerificationMethod, VerificationState, VerificationStatus},
     },
-    controller::{events::Notice, feed::Indexed, secrets::problem},
+    controller::{events::Notice, feed::Indexed},
     runtime::secret::SecretString,
+    secrets::Material,
     verify::{
-        conditions::{Facts, Problem, Programmed, conditions},
+        conditions::{Facts, Programmed, conditions},
         fingerprint::{Bound, FingerprintKey},
         state::{Consent, Decision, Situation, Step, decide, unlocated},
     },
@@ -308,7 +308,7 @@ fn key_statuses(uid: &str, material: &Material, key: &FingerprintKey) -> Vec<Key
 }
 
 fn no_pod_problem(pool: &str) -> Problem {
-    problem(
+    Problem::new(
         Reason::PoolNotReady,
         format!(
             "No pod of DeliveryPool {pool} answers, so the endpoint cannot be asked. It is asked as soon as one does; see the DeliveryPool's condition Ready."

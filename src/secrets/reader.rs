@@ -6,10 +6,9 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 
 use crate::{
-    api::{Reason, SecretKeyRef, defaults::SIGNING_SECRET_TYPE},
+    api::{Problem, Reason, SecretKeyRef},
     policy::egress::header::HEADER_BYTES_MAX,
     runtime::secret::{SecretBytes, SecretString},
-    verify::conditions::Problem,
     wire::probe::PEM_BYTES_MAX,
 };
 
@@ -104,14 +103,14 @@ impl SecretReader {
 
 fn absent(name: &str, code: u16) -> Problem {
     if code == 403 {
-        return problem(
+        return Problem::new(
             Reason::SecretNotReadable,
             format!(
                 "Posthorn may not read Secret {name}. Give its ServiceAccounts the right to get this Secret; the chart's value rbac.secrets decides where they may read."
             ),
         );
     }
-    problem(
+    Problem::new(
         Reason::SecretNotFound,
         format!("Secret {name} does not exist in this namespace. Make it; it is looked for again by itself."),
     )
@@ -125,19 +124,19 @@ pub fn value_of(secret: &Secret, name: &str, key: &str, used_as: Use) -> Result<
     let type_ = secret.type_.as_deref().unwrap_or(OPAQUE_TYPE);
     if !is_type_allowed(type_, used_as) {
         let wanted = if used_as == Use::ClientCertificate { TLS_TYPE } else { "Opaque or posthorn.dev/*" };
-        return Err(problem(
+        return Err(Problem::new(
             Reason::SecretTypeForbidden,
             format!("Secret {name} is of type {type_}, which must not be used here. Use a Secret of type {wanted}."),
         ));
     }
     let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
-        return Err(problem(
+        return Err(Problem::new(
             Reason::SecretKeyMissing,
             format!("Secret {name} has no key {key}. Add it to the Secret's data, or name another key."),
         ));
     };
     if value.0.iter().all(u8::is_ascii_whitespace) {
-        return Err(problem(
+        return Err(Problem::new(
             Reason::SecretEmpty,
             format!("The key {key} of Secret {name} is empty. Put a value into it."),
         ));
@@ -154,11 +153,6 @@ fn is_type_allowed(type_: &str, used_as: Use) -> bool {
     }
 }
 
-/// Whether a Secret that stands under the name of a made one may be taken for it.
-pub fn is_adoptable(secret: &Secret) -> bool {
-    matches!(secret.type_.as_deref(), None | Some(OPAQUE_TYPE | SIGNING_SECRET_TYPE))
-}
-
 /// A value as printable text without the line break that editors add.
 ///
 /// # Errors
@@ -167,7 +161,7 @@ pub fn text_of(value: &SecretBytes, reference: &SecretKeyRef, bytes_max: usize) 
     let SecretKeyRef { name, key } = reference;
     let trimmed = value.expose().trim_ascii();
     if trimmed.len() > bytes_max {
-        return Err(problem(
+        return Err(Problem::new(
             Reason::SecretTooLong,
             format!(
                 "The value of key {key} in Secret {name} has {} bytes; at most {bytes_max} are allowed.",
@@ -177,7 +171,7 @@ pub fn text_of(value: &SecretBytes, reference: &SecretKeyRef, bytes_max: usize) 
     }
     let text = std::str::from_utf8(trimmed).ok().filter(|t| t.bytes().all(|b| matches!(b, b' '..=b'~')));
     text.map(SecretString::from).ok_or_else(|| {
-        problem(
+        Problem::new(
             Reason::SecretInvalid,
             format!("The value of key {key} in Secret {name} must be printable ASCII on one line."),
         )
@@ -191,7 +185,7 @@ pub fn text_of(value: &SecretBytes, reference: &SecretKeyRef, bytes_max: usize) 
 /// would have six bytes on its way to the pod.
 pub fn pem_of(value: &SecretBytes, name: &str, key: &str) -> Result<SecretString, Problem> {
     if value.expose().len() > PEM_BYTES_MAX {
-        return Err(problem(
+        return Err(Problem::new(
             Reason::SecretTooLong,
             format!("The value of key {key} in Secret {name} is longer than {PEM_BYTES_MAX} bytes."),
         ));
@@ -199,12 +193,9 @@ pub fn pem_of(value: &SecretBytes, name: &str, key: &str) -> Result<SecretString
     let is_text = |byte: u8| byte >= b' ' || matches!(byte, b'\n' | b'\r' | b'\t');
     let text = std::str::from_utf8(value.expose()).ok();
     let text = text.filter(|text| text.contains("-----BEGIN ") && text.bytes().all(is_text));
-    text.map(SecretString::from)
-        .ok_or_else(|| problem(Reason::SecretInvalid, format!("The value of key {key} in Secret {name} is not PEM.")))
-}
-
-pub(crate) fn problem(reason: Reason, message: String) -> Problem {
-    Problem { reason, message }
+    text.map(SecretString::from).ok_or_else(|| {
+        Problem::new(Reason::SecretInvalid, format!("The value of key {key} in Secret {name} is not PEM."))
+    })
 }
 
 #[cfg(test)]
