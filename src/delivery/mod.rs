@@ -12,6 +12,7 @@ mod metrics;
 pub mod probe;
 mod problem;
 pub mod registrar;
+pub mod sender;
 pub mod slots;
 
 use std::{env, io, net::SocketAddr, sync::Arc, time::Duration};

@@ -7,4 +7,6 @@ pub mod material;
 pub mod reader;
 
 pub use material::Material;
-pub use reader::{HEADER_VALUE_BYTES_MAX, SecretError, SecretReader, URL_BYTES_MAX, Use, pem_of, text_of, value_of};
+pub use reader::{
+    HEADER_VALUE_BYTES_MAX, ReadValue, SecretError, SecretReader, URL_BYTES_MAX, Use, pem_of, text_of, value_of,
+};

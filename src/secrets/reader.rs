@@ -4,6 +4,7 @@
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{Problem, Reason, SecretKeyRef},
@@ -25,7 +26,8 @@ const OWN_TYPE_PREFIX: &str = "posthorn.dev/";
 const TLS_TYPE: &str = "kubernetes.io/tls";
 
 /// What a Secret is used for; decides which types may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Use {
     /// A signing key.
     Signing,
@@ -48,21 +50,53 @@ pub enum SecretError {
     Api(kube::Error),
 }
 
+/// A value that was read, to be kept for times without the API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadValue {
+    /// Name of the Secret.
+    pub name: String,
+    /// Key in it.
+    pub key: String,
+    /// What it was read for: its type was judged for this use alone.
+    pub used_as: Use,
+    /// The value.
+    pub value: SecretBytes,
+}
+
 /// Reads the Secrets of one namespace, each at most once.
 pub struct SecretReader {
-    api: Api<Secret>,
+    source: Source,
     read: Vec<(String, Result<Secret, Problem>)>,
+    values: Vec<ReadValue>,
+}
+
+enum Source {
+    Api(Api<Secret>),
+    /// There is nothing but `values`.
+    Kept,
 }
 
 impl SecretReader {
     /// A reader for one namespace. There is no way to name another one.
     pub fn new(client: Client, namespace: &str) -> Self {
-        Self { api: Api::namespaced(client, namespace), read: Vec::new() }
+        Self { source: Source::Api(Api::namespaced(client, namespace)), read: Vec::new(), values: Vec::new() }
+    }
+
+    /// A reader of values that another one read. What is not among them does
+    /// not exist to it.
+    pub fn kept(values: Vec<ReadValue>) -> Self {
+        Self { source: Source::Kept, read: Vec::new(), values }
+    }
+
+    /// Every value that was read.
+    pub fn into_values(self) -> Vec<ReadValue> {
+        self.values
     }
 
     /// Takes a Secret as read, because it was just made.
     pub fn assume(&mut self, name: &str, secret: Secret) {
         self.read.retain(|(read, _)| read != name);
+        self.values.retain(|read| read.name != name);
         self.read.push((name.to_owned(), Ok(secret)));
     }
 
@@ -83,15 +117,23 @@ impl SecretReader {
     /// # Errors
     /// If there is no usable value, or the API server did not answer.
     pub async fn value(&mut self, reference: &SecretKeyRef, used_as: Use) -> Result<SecretBytes, SecretError> {
-        let secret = self.get(&reference.name).await?;
-        value_of(&secret, &reference.name, &reference.key, used_as).map_err(SecretError::Problem)
+        let SecretKeyRef { name, key } = reference;
+        let is_wanted = |read: &&ReadValue| read.name == *name && read.key == *key && read.used_as == used_as;
+        if let Some(known) = self.values.iter().find(is_wanted) {
+            return Ok(known.value.clone());
+        }
+        let secret = self.get(name).await?;
+        let value = value_of(&secret, name, key, used_as).map_err(SecretError::Problem)?;
+        self.values.push(ReadValue { name: name.clone(), key: key.clone(), used_as, value: value.clone() });
+        Ok(value)
     }
 
     async fn get(&mut self, name: &str) -> Result<Secret, SecretError> {
         if let Some((_, known)) = self.read.iter().find(|(read, _)| read == name) {
             return known.clone().map_err(SecretError::Problem);
         }
-        let result = match self.api.get(name).await {
+        let Source::Api(api) = &self.source else { return Err(SecretError::Problem(absent(name, 404))) };
+        let result = match api.get(name).await {
             Ok(secret) => Ok(secret),
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => Err(absent(name, status.code)),
             Err(error) => return Err(SecretError::Api(error)),

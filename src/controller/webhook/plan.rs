@@ -357,11 +357,6 @@ const fn is_about_secrets(reason: Reason) -> bool {
     )
 }
 
-/// The URL of an endpoint as the probe needs it.
-pub fn origin_host(release_namespace: &str) -> String {
-    format!("posthorn.{release_namespace}.svc")
-}
-
 /// The headers of every request to the endpoint: literal ones, then those from Secrets.
 pub fn own_headers(gathered: &Gathered, validated: &Validated<'_>) -> Vec<(String, SecretString)> {
     let literal = gathered.webhook.spec.headers.iter();
