@@ -125,6 +125,11 @@ impl SigningSource {
         }
     }
 
+    /// Whether there is a key at all.
+    pub fn is_signed(&self) -> bool {
+        !matches!(self, Self::Unsigned)
+    }
+
     /// Where the previous key is.
     pub fn previous(&self) -> Option<&SecretKeyRef> {
         match self {

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What the Secrets of a Webhook say.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Material {
     /// The keys that sign.
     pub keys: SigningKeys,
