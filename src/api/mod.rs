@@ -32,7 +32,7 @@ pub use dead_letter::{DeadLetter, DeadLetterReason, DeadLetterSpec};
 pub use duration::Gep2257Duration;
 pub use event_type::{EventType, EventTypeSpec, EventTypeStatus};
 pub use pool::{DeliveryPool, DeliveryPoolSpec, DeliveryPoolStatus};
-pub use reason::Reason;
+pub use reason::{Problem, Reason};
 pub use replay::{Replay, ReplaySpec, ReplayStatus};
 pub use secret_ref::{SecretKeyRef, SecretNameRef};
 pub use subscription::{Subscription, SubscriptionSpec, SubscriptionStatus};

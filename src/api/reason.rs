@@ -79,6 +79,7 @@ reasons! {
     SecretTypeForbidden, "The Secret is of a type that must not be used for this.", "Use a Secret of type Opaque or posthorn.dev/*.";
     SecretInvalid, "The value in the Secret cannot be used.", "Mend the value as the message says.";
     SecretNotReadable, "Posthorn may not read the Secret.", "Give Posthorn's ServiceAccount get on this Secret; the chart's value rbac.secrets decides where it may read.";
+    SecretUnavailable, "The API server did not give a Secret that the object names.", "Wait: it is asked for again by itself. If it lasts, see whether the API server is up.";
     ServiceNotFound, "The Service that serviceRef names does not exist.", "Make the Service in the same namespace, or name another one.";
     ServiceNotUsable, "The Service that serviceRef names cannot be used.", "Use a Service with a selector whose Pods are in the same namespace, and one of its ports.";
     ServiceWithoutPods, "No ready Pod stands behind the Service that serviceRef names.", "See whether the Pods of the receiver are ready.";
@@ -116,6 +117,22 @@ reasons! {
     PodsReady, "All pods of the pool are ready.", "Nothing to do.";
     ApplyFailed, "The API server refused a part of the pool.", "Read the message; it holds the API server's answer.";
     Internal, "Something went wrong inside Posthorn.", "Look at the controller's log for this object.";
+}
+
+/// Something that keeps an object from being used, for its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What it is, in one word.
+    pub reason: Reason,
+    /// What it is and what to do.
+    pub message: String,
+}
+
+impl Problem {
+    /// A problem of these two.
+    pub const fn new(reason: Reason, message: String) -> Self {
+        Self { reason, message }
+    }
 }
 
 impl fmt::Display for Reason {

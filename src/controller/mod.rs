@@ -20,7 +20,6 @@ pub mod pods;
 pub mod pool;
 pub mod prober;
 pub mod run;
-pub mod secrets;
 pub mod subscription;
 pub mod text;
 pub mod views;

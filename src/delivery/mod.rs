@@ -14,6 +14,8 @@ mod metrics;
 pub mod probe;
 mod problem;
 pub mod replay;
+pub mod registrar;
+pub mod sender;
 pub mod slots;
 
 use std::{env, io, net::SocketAddr, sync::Arc, time::Duration};

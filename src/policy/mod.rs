@@ -2,3 +2,5 @@
 
 pub mod delivery;
 pub mod egress;
+pub mod retry_after;
+pub mod sending;

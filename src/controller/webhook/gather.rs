@@ -8,7 +8,7 @@ use kube::Resource;
 
 use super::{
     desk::{Begun, Desk, KeptReading, Probe, reading_lasts},
-    material::{self, Material, Reading},
+    material::{self, Reading},
 };
 use crate::{
     api::{DeliveryPoolSpec, RELOAD_ANNOTATION, VERIFY_REQUESTED_ANNOTATION, Webhook},
@@ -21,6 +21,7 @@ use crate::{
     },
     dialect::SigningKeys,
     runtime::clock,
+    secrets::Material,
     verify::challenge::Verdict,
     wire::{deliveries::DeliveriesEntry, index_feed::FeedKind},
 };

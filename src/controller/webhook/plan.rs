@@ -8,18 +8,18 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     desk::Begun,
     gather::{Gathered, ProbeView},
-    material::Material,
     validate::{Endpoint, Validated},
 };
 use crate::{
     api::{
-        ConditionType, Reason, VERIFY_REQUESTED_ANNOTATION, WebhookStatus, condition,
+        ConditionType, Problem, Reason, VERIFY_REQUESTED_ANNOTATION, WebhookStatus, condition,
         webhook::{KeyRole, KeyStatus, VerificationMethod, VerificationState, VerificationStatus},
     },
-    controller::{deliveries::told, events::Notice, feed::Indexed, secrets::problem},
+    controller::{deliveries::told, events::Notice, feed::Indexed},
     runtime::secret::SecretString,
+    secrets::Material,
     verify::{
-        conditions::{Facts, Problem, Programmed, conditions},
+        conditions::{Facts, Programmed, conditions},
         fingerprint::{Bound, FingerprintKey},
         state::{Consent, Decision, Situation, Step, decide, unlocated},
     },
@@ -316,7 +316,7 @@ fn key_statuses(uid: &str, material: &Material, key: &FingerprintKey) -> Vec<Key
 }
 
 fn no_pod_problem(pool: &str) -> Problem {
-    problem(
+    Problem::new(
         Reason::PoolNotReady,
         format!(
             "No pod of DeliveryPool {pool} answers, so the endpoint cannot be asked. It is asked as soon as one does; see the DeliveryPool's condition Ready."
@@ -363,11 +363,6 @@ const fn is_about_secrets(reason: Reason) -> bool {
             | Reason::SecretInvalid
             | Reason::SecretNotReadable
     )
-}
-
-/// The URL of an endpoint as the probe needs it.
-pub fn origin_host(release_namespace: &str) -> String {
-    format!("posthorn.{release_namespace}.svc")
 }
 
 /// The headers of every request to the endpoint: literal ones, then those from Secrets.

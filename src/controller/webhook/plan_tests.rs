@@ -10,10 +10,7 @@ use crate::{
     api::{DeliveryPoolSpec, Webhook},
     controller::{
         key::ObjectKey,
-        webhook::{
-            material::{Material, Reading},
-            validate::validate,
-        },
+        webhook::{material::Reading, validate::validate},
     },
     dialect::{SigningKey, SigningKeys},
     runtime::secret::SecretBytes,
@@ -249,7 +246,7 @@ fn another_url_ends_verified_at_once_and_an_outcome_for_the_old_one_is_worth_not
 fn a_missing_secret_holds_the_webhook_and_leaves_it_verified() {
     let mut world = World::new().verified();
     world.seconds = 400;
-    let missing = problem(Reason::SecretNotFound, "Secret orders-signing does not exist.".into());
+    let missing = Problem::new(Reason::SecretNotFound, "Secret orders-signing does not exist.".into());
     world.reading.material = Err(missing);
     let plan = world.settle();
     assert_eq!(
