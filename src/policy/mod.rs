@@ -1,4 +1,7 @@
 //! Decisions without I/O: values in (time and chance among them), values out.
 
+pub mod circuit;
 pub mod delivery;
 pub mod egress;
+pub mod rate;
+pub mod retry;
