@@ -6,7 +6,15 @@
 //! memory, the rest stays in the store.
 
 mod attempt;
+mod handle;
+mod health;
+mod metrics;
+mod shell;
 
 pub use attempt::{
     AttemptEnd, AttemptJob, AttemptReport, AttemptSender, FailureKind, HealthView, Hold, HookHealth, HookView,
 };
+pub use handle::DispatcherHandle;
+pub use health::HealthPage;
+pub use metrics::DispatchMetrics;
+pub use shell::Dispatcher;
