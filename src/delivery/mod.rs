@@ -12,7 +12,6 @@ mod egress_policy;
 pub mod internal_api;
 mod metrics;
 pub mod probe;
-mod problem;
 pub mod replay;
 pub mod registrar;
 pub mod sender;
