@@ -9,17 +9,19 @@ CREATE TABLE hook (
   gone_at INTEGER, first_bucket INTEGER, circuit TEXT, withdrawn INTEGER, held_until INTEGER,
   UNIQUE (ns, name)
 );
+-- from_ms: wall time since when events are owed; NULL: as far as retention reaches.
 CREATE TABLE sub (
   id INTEGER PRIMARY KEY, hook INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL UNIQUE,
-  created INTEGER NOT NULL, from_seq INTEGER NOT NULL, live_from INTEGER NOT NULL, document TEXT NOT NULL,
+  created INTEGER NOT NULL, from_ms INTEGER, from_seq INTEGER NOT NULL, live_from INTEGER NOT NULL, document TEXT NOT NULL,
   gone_at INTEGER
 );
--- Counters of hooks as of two high-water marks in meta; what came after is
--- counted from the rows at a start.
+-- Counters of hooks as of the entry `mark` of tally_log; what came after is added
+-- from there at a start. Each commit that changes counters appends one entry.
 CREATE TABLE tally (
   hook INTEGER PRIMARY KEY, delivered INTEGER NOT NULL, failed INTEGER NOT NULL, pending INTEGER NOT NULL,
-  dead INTEGER NOT NULL, last_ms INTEGER NOT NULL, last_code INTEGER NOT NULL
+  dead INTEGER NOT NULL, last_ms INTEGER NOT NULL, last_code INTEGER NOT NULL, mark INTEGER NOT NULL
 );
+CREATE TABLE tally_log (id INTEGER PRIMARY KEY, changes BLOB NOT NULL);
 -- Deliveries of all times by how they ended: 'delivered', 'discarded:<reason>'; and 'routed'.
 CREATE TABLE total (k TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE bucket (
@@ -62,7 +64,8 @@ CREATE INDEX attempt_seq ON attempt (seq);
 CREATE TABLE answer (id INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, hook INTEGER NOT NULL, ok INTEGER NOT NULL, head TEXT NOT NULL, body TEXT NOT NULL);
 CREATE INDEX answer_hook ON answer (hook, ok, id);
 CREATE INDEX answer_bucket ON answer (bucket);
--- kind: 'fan' (cursor = hook, first = seq), 'backfill' (cursor = seq up to last), 'replay'.
+-- kind: 'fan' (cursor = last hook that was written, first = seq), 'backfill' (cursor =
+-- next seq to look at, last = first one that is served live), 'replay'.
 CREATE TABLE scan (
   id INTEGER PRIMARY KEY, kind TEXT NOT NULL, ns_uid TEXT, name TEXT, spec_hash TEXT, hook INTEGER, sub INTEGER,
   cursor INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, document TEXT, state INTEGER NOT NULL,
