@@ -1,3 +1,4 @@
 //! The store on one disk: SQLite, one writer.
 
 mod effects;
+mod maintenance;
