@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{Connection, OptionalExtension, Result};
+use rusqlite::{Connection, OptionalExtension, Result, Row};
 
 use super::{
     effects::{Effects, LastAttempt, TallyDelta},
@@ -42,6 +42,8 @@ pub(super) struct Record<'a> {
 /// A pending Delivery that an outcome fits.
 struct Found {
     row: OwedRow,
+    /// What `maxAge` counts from, if not the accept.
+    since: Option<i64>,
     /// Of the last failed attempt, if it waits for a retry.
     code: Option<u16>,
     error: Option<String>,
@@ -108,11 +110,12 @@ impl Record<'_> {
         let row = after(outcome, &found.row);
         let (code, error) = last(outcome, &found);
         let mut insert = self.db.prepare_cached(
-            "INSERT INTO retry (hook, due, seq, sub, key, tries, shape, code, err)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT INTO retry (hook, due, seq, sub, key, tries, shape, code, err, since)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         )?;
         let (seq, key) = (rows::seq_of(row.pos), row.key.map(|key| key.0));
-        insert.execute((outcome.hook.0, due.0, seq, row.sub.0, key, row.tries, row.shape, code, error))?;
+        let (hook, sub) = (outcome.hook.0, row.sub.0);
+        insert.execute((hook, due.0, seq, sub, key, row.tries, row.shape, code, error, found.since))?;
         Ok(())
     }
 
@@ -137,14 +140,17 @@ impl Record<'_> {
         let (bucket, seq) = (rows::bucket_of(outcome.pos), rows::seq_of(outcome.pos));
         let mut delete = self.db.prepare_cached(
             "DELETE FROM owed WHERE bucket = ?1 AND hook = ?2 AND seq = ?3 AND tries = ?4 AND key IS NOT NULL
-             RETURNING seq, sub, key, tries, shape",
+             RETURNING seq, sub, key, tries, shape, since",
         )?;
-        let row = delete.query_row((bucket, outcome.hook.0, seq, outcome.tries), rows::owed_row).optional()?;
-        let Some(row) = row else { return Ok(()) };
-        let mut insert = self
-            .db
-            .prepare_cached("INSERT INTO parked (hook, key, seq, sub, tries, shape) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
-        insert.execute((outcome.hook.0, row.key.map(|key| key.0), seq, row.sub.0, row.tries, row.shape))?;
+        let found = delete.query_row((bucket, outcome.hook.0, seq, outcome.tries), |row| {
+            Ok((rows::owed_row(row)?, row.get::<_, Option<i64>>(5)?))
+        });
+        let Some((row, since)) = found.optional()? else { return Ok(()) };
+        let mut insert = self.db.prepare_cached(
+            "INSERT INTO parked (hook, key, seq, sub, tries, shape, since) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?;
+        let key = row.key.map(|key| key.0);
+        insert.execute((outcome.hook.0, key, seq, row.sub.0, row.tries, row.shape, since))?;
         Ok(())
     }
 
@@ -255,23 +261,24 @@ fn take(db: &Connection, hook: HookId, pos: Pos, tries: u16) -> Result<Option<Fo
     let (bucket, seq) = (rows::bucket_of(pos), rows::seq_of(pos));
     let mut owed = db.prepare_cached(
         "DELETE FROM owed WHERE bucket = ?1 AND hook = ?2 AND seq = ?3 AND tries = ?4
-         RETURNING seq, sub, key, tries, shape",
+         RETURNING seq, sub, key, tries, shape, since, NULL, NULL",
     )?;
-    if let Some(row) = owed.query_row((bucket, hook.0, seq, tries), rows::owed_row).optional()? {
-        return Ok(Some(Found { row, code: None, error: None }));
+    if let Some(found) = owed.query_row((bucket, hook.0, seq, tries), found).optional()? {
+        return Ok(Some(found));
     }
     for sql in [
         "DELETE FROM retry WHERE seq = ?1 AND hook = ?2 AND tries = ?3
-         RETURNING seq, sub, key, tries, shape, code, err",
+         RETURNING seq, sub, key, tries, shape, since, code, err",
         "DELETE FROM parked WHERE seq = ?1 AND hook = ?2 AND tries = ?3
-         RETURNING seq, sub, key, tries, shape, NULL, NULL",
+         RETURNING seq, sub, key, tries, shape, since, NULL, NULL",
     ] {
-        let found = db.prepare_cached(sql)?.query_row((seq, hook.0, tries), |row| {
-            Ok(Found { row: rows::owed_row(row)?, code: row.get(5)?, error: row.get(6)? })
-        });
-        if let Some(found) = found.optional()? {
+        if let Some(found) = db.prepare_cached(sql)?.query_row((seq, hook.0, tries), found).optional()? {
             return Ok(Some(found));
         }
     }
     Ok(None)
+}
+
+fn found(row: &Row<'_>) -> Result<Found> {
+    Ok(Found { row: rows::owed_row(row)?, since: row.get(5)?, code: row.get(6)?, error: row.get(7)? })
 }
