@@ -23,16 +23,18 @@
 mod accept;
 mod delivery;
 mod identity;
+mod news;
 mod register;
 mod replay;
 pub mod sqlite;
 
 use futures::future::BoxFuture;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 pub use accept::*;
 pub use delivery::*;
 pub use identity::*;
+pub use news::*;
 pub use register::*;
 pub use replay::*;
 
@@ -162,38 +164,5 @@ pub trait History: Send + Sync {
     fn totals(&self) -> Answer<'_, Totals>;
 }
 
-/// What the store tells the dispatcher, in the order of its commits.
-#[derive(Debug)]
-pub enum News {
-    /// An event is durable and owed to these hooks. Without the event if too
-    /// many bytes are on their way: read it from the store.
-    Owed {
-        /// Its position.
-        pos: Pos,
-        /// The event.
-        event: Option<std::sync::Arc<crate::event::Event>>,
-        /// Who gets it.
-        targets: smallvec::SmallVec<[Target; 4]>,
-    },
-    /// Rows of a hook changed behind the dispatcher's back (fan-out, backfill,
-    /// replay, expiry): it reads again from `from`.
-    Changed {
-        /// Whose.
-        hook: HookId,
-        /// The lowest position concerned.
-        from: Pos,
-    },
-    /// The store failed and takes nothing more: the process must end.
-    Failed(StoreError),
-}
-
-/// Where [`News`] goes. Never full: the store hands over at most
-/// [`HANDED_BYTES_MAX`] of events, then positions only.
-pub type NewsSender = mpsc::UnboundedSender<News>;
-/// Where [`News`] comes from.
-pub type NewsReceiver = mpsc::UnboundedReceiver<News>;
-
-/// Bytes of events that are in memory between commit and dispatcher at most.
-pub const HANDED_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Targets of an event that are written with it; with more, a scan writes them.
 pub const INLINE_TARGETS_MAX: usize = 64;

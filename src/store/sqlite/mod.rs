@@ -1,3 +1,5 @@
 //! The store on one disk: SQLite, one writer.
 
 mod effects;
+mod maintenance;
+mod rows;

@@ -2,24 +2,30 @@
 -- retention removes whole buckets. What is pending has a row in exactly one of
 -- owed, retry and parked; what has ended has none there.
 CREATE TABLE meta (k TEXT PRIMARY KEY, v) WITHOUT ROWID;
-CREATE TABLE ns (id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, name TEXT NOT NULL, gone_at INTEGER);
+-- Numbers of namespaces, hooks and Subscriptions are never given out twice (AUTOINCREMENT): attempts outlive
+-- the Webhook that they were made for.
+CREATE TABLE ns (id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, name TEXT NOT NULL, gone_at INTEGER);
 CREATE TABLE hook (
-  id INTEGER PRIMARY KEY, ns INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL,
+  id INTEGER PRIMARY KEY AUTOINCREMENT, ns INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL,
   max_age_ms INTEGER NOT NULL, ordered INTEGER NOT NULL, document TEXT NOT NULL,
   gone_at INTEGER, first_bucket INTEGER, circuit TEXT, withdrawn INTEGER, held_until INTEGER,
   UNIQUE (ns, name)
 );
+CREATE INDEX hook_gone ON hook (gone_at) WHERE gone_at IS NOT NULL;
+-- from_ms: wall time since when events are owed; NULL: as far as retention reaches.
 CREATE TABLE sub (
-  id INTEGER PRIMARY KEY, hook INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL UNIQUE,
-  created INTEGER NOT NULL, from_seq INTEGER NOT NULL, live_from INTEGER NOT NULL, document TEXT NOT NULL,
-  gone_at INTEGER
+  id INTEGER PRIMARY KEY AUTOINCREMENT, hook INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL UNIQUE,
+  created INTEGER NOT NULL, from_ms INTEGER, from_seq INTEGER NOT NULL, live_from INTEGER NOT NULL,
+  document TEXT NOT NULL, gone_at INTEGER
 );
--- Counters of hooks as of two high-water marks in meta; what came after is
--- counted from the rows at a start.
+CREATE INDEX sub_hook ON sub (hook);
+-- Counters of hooks as of the entry `mark` of tally_log; what came after is added
+-- from there at a start. Each commit that changes counters appends one entry.
 CREATE TABLE tally (
   hook INTEGER PRIMARY KEY, delivered INTEGER NOT NULL, failed INTEGER NOT NULL, pending INTEGER NOT NULL,
-  dead INTEGER NOT NULL, last_ms INTEGER NOT NULL, last_code INTEGER NOT NULL
+  dead INTEGER NOT NULL, last_ms INTEGER NOT NULL, last_code INTEGER NOT NULL, mark INTEGER NOT NULL
 );
+CREATE TABLE tally_log (id INTEGER PRIMARY KEY, changes BLOB NOT NULL);
 -- Deliveries of all times by how they ended: 'delivered', 'discarded:<reason>'; and 'routed'.
 CREATE TABLE total (k TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE bucket (
@@ -28,6 +34,7 @@ CREATE TABLE bucket (
 );
 CREATE TABLE bucket_ns (bucket INTEGER NOT NULL, ns INTEGER NOT NULL, events INTEGER NOT NULL, bytes INTEGER NOT NULL,
   PRIMARY KEY (bucket, ns)) WITHOUT ROWID;
+CREATE INDEX bucket_ns_ns ON bucket_ns (ns);
 -- head: EventHead beside type and source, as JSON. crc: CRC-32C over everything else.
 CREATE TABLE event (
   seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, wall INTEGER NOT NULL, ns INTEGER NOT NULL,
@@ -36,13 +43,15 @@ CREATE TABLE event (
 -- bucket: store time in units of 5 minutes. digest: what tells a duplicate from a conflict.
 CREATE TABLE dedup (bucket INTEGER NOT NULL, h BLOB NOT NULL, seq INTEGER NOT NULL, digest BLOB NOT NULL,
   PRIMARY KEY (bucket, h)) WITHOUT ROWID;
+-- since (owed, retry, parked): store time from which maxAge counts, if not from the accept: what a Replay or a
+-- backfill owes again would else expire at once.
 CREATE TABLE owed (bucket INTEGER NOT NULL, hook INTEGER NOT NULL, seq INTEGER NOT NULL, sub INTEGER NOT NULL,
-  key INTEGER, tries INTEGER NOT NULL, shape INTEGER, PRIMARY KEY (bucket, hook, seq)) WITHOUT ROWID;
+  key INTEGER, tries INTEGER NOT NULL, shape INTEGER, since INTEGER, PRIMARY KEY (bucket, hook, seq)) WITHOUT ROWID;
 CREATE TABLE retry (hook INTEGER NOT NULL, due INTEGER NOT NULL, seq INTEGER NOT NULL, sub INTEGER NOT NULL,
-  key INTEGER, tries INTEGER NOT NULL, shape INTEGER, code INTEGER, err TEXT, PRIMARY KEY (hook, due, seq)) WITHOUT ROWID;
+  key INTEGER, tries INTEGER NOT NULL, shape INTEGER, code INTEGER, err TEXT, since INTEGER, PRIMARY KEY (hook, due, seq)) WITHOUT ROWID;
 CREATE INDEX retry_seq ON retry (seq, hook);
 CREATE TABLE parked (hook INTEGER NOT NULL, key INTEGER NOT NULL, seq INTEGER NOT NULL, sub INTEGER NOT NULL,
-  tries INTEGER NOT NULL, shape INTEGER, PRIMARY KEY (hook, key, seq)) WITHOUT ROWID;
+  tries INTEGER NOT NULL, shape INTEGER, since INTEGER, PRIMARY KEY (hook, key, seq)) WITHOUT ROWID;
 CREATE INDEX parked_seq ON parked (seq, hook);
 -- card: 0 wanted, 1 made, 2 overflow, 3 dismissed, 4 expired.
 CREATE TABLE dead (
@@ -52,22 +61,35 @@ CREATE TABLE dead (
 ) WITHOUT ROWID;
 CREATE INDEX dead_hook ON dead (hook, seq);
 CREATE INDEX dead_card ON dead (hook, seq) WHERE card = 0;
+CREATE INDEX dead_at ON dead (at) WHERE card <> 3;
+CREATE INDEX dead_seq ON dead (seq, card);
 CREATE TABLE attempt (
   bucket INTEGER NOT NULL, hook INTEGER NOT NULL, id INTEGER NOT NULL, seq INTEGER NOT NULL, n INTEGER NOT NULL,
   at INTEGER NOT NULL, code INTEGER, ms INTEGER NOT NULL, err TEXT, ok INTEGER NOT NULL,
   PRIMARY KEY (bucket, hook, id)
 ) WITHOUT ROWID;
 CREATE INDEX attempt_bad ON attempt (hook, code, id) WHERE ok = 0;
-CREATE INDEX attempt_seq ON attempt (seq);
+CREATE INDEX attempt_seq ON attempt (seq, hook);
 CREATE TABLE answer (id INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, hook INTEGER NOT NULL, ok INTEGER NOT NULL, head TEXT NOT NULL, body TEXT NOT NULL);
 CREATE INDEX answer_hook ON answer (hook, ok, id);
 CREATE INDEX answer_bucket ON answer (bucket);
--- kind: 'fan' (cursor = hook, first = seq), 'backfill' (cursor = seq up to last), 'replay'.
+-- kind: 'fan' (first = seq, cursor = the last hook that was routed to), 'backfill' and 'replay' (cursor = the next
+-- seq to look at, up to last, which is not looked at any more).
+-- state: 0 runs, 1 a Replay that has re-opened everything, 2 a cancelled one whose items are not yet removed,
+-- 3 complete, 4 cancelled. The other two kinds are deleted at their end.
+-- opened: items below this seq were re-opened; paced: what the rate allows counts from here, in microseconds of
+-- store time.
 CREATE TABLE scan (
-  id INTEGER PRIMARY KEY, kind TEXT NOT NULL, ns_uid TEXT, name TEXT, spec_hash TEXT, hook INTEGER, sub INTEGER,
+  id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, ns_uid TEXT, name TEXT, spec_hash TEXT, hook INTEGER, sub INTEGER,
   cursor INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, document TEXT, state INTEGER NOT NULL,
   matched INTEGER NOT NULL, reopened INTEGER NOT NULL, begun INTEGER NOT NULL, begun_wall INTEGER NOT NULL,
+  opened INTEGER NOT NULL DEFAULT 0, paced INTEGER NOT NULL DEFAULT 0,
+  done INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0,
   UNIQUE (kind, ns_uid, name, spec_hash)
 );
--- What a Replay matched; state: 0 to be re-opened, 1 re-opened, 2 ended, 3 ended dead.
+CREATE INDEX scan_open ON scan (kind, id) WHERE state < 3;
+CREATE INDEX scan_fan ON scan (first) WHERE kind = 'fan';
+CREATE INDEX scan_ended ON scan (begun) WHERE state >= 3;
+CREATE INDEX scan_hook ON scan (hook) WHERE hook IS NOT NULL;
+-- What a Replay matched and has not ended; state: 0 to be re-opened, 1 re-opened, 2 was pending already.
 CREATE TABLE replay_item (scan INTEGER NOT NULL, seq INTEGER NOT NULL, state INTEGER NOT NULL, PRIMARY KEY (scan, seq)) WITHOUT ROWID;

@@ -1,0 +1,299 @@
+//! What waits for the writer: bounded by bytes, outcomes apart from the rest.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{accept::Prepared, rows};
+use crate::{
+    runtime::clock,
+    store::{
+        AcceptError, Accepted, CardMark, HookId, HookNote, NewEvent, Outcome, RecordTicket, Register, Registered,
+        ReplayIdentity, ReplayOrder, ReplayRun, StoreError, StoreLimits,
+    },
+};
+
+/// Bytes of events that wait for the writer at most.
+pub const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of events in one transaction at most, but for its first batch.
+const TRANSACTION_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Batches in one transaction at most.
+const TRANSACTION_BATCHES_MAX: usize = 1024;
+/// How long outcomes wait for an accept whose sync they can share.
+const OUTCOMES_WAIT: Duration = Duration::from_millis(10);
+/// When a publisher shall try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Bytes that an event takes beside its data, roughly.
+const EVENT_EXTRA_BYTES: usize = 512;
+
+/// How the answer to a call comes back.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// A batch of a publisher.
+pub(super) struct Batch {
+    pub(super) events: Vec<Prepared>,
+    pub(super) bytes: usize,
+    pub(super) reply: oneshot::Sender<Result<Vec<Accepted>, AcceptError>>,
+}
+
+/// Something else to be done in a transaction.
+pub(super) enum Command {
+    Register(Vec<Register>, Reply<Vec<Registered>>),
+    Note(HookId, HookNote, Reply<()>),
+    Replay(ReplayOrder, Reply<ReplayRun>),
+    CancelReplay(ReplayIdentity, Reply<Option<ReplayRun>>),
+    MarkCards(Vec<CardMark>, Reply<()>),
+}
+
+impl Command {
+    /// Answers that it was not done.
+    pub(super) fn refuse(self, error: StoreError) {
+        // A caller that is gone needs no answer.
+        let _gone = match self {
+            Self::Register(_, reply) => reply.send(Err(error)).is_err(),
+            Self::Note(_, _, reply) | Self::MarkCards(_, reply) => reply.send(Err(error)).is_err(),
+            Self::Replay(_, reply) => reply.send(Err(error)).is_err(),
+            Self::CancelReplay(_, reply) => reply.send(Err(error)).is_err(),
+        };
+    }
+}
+
+/// What the writer does next, in one transaction.
+#[derive(Default)]
+pub(super) struct Work {
+    pub(super) outcomes: Vec<Outcome>,
+    /// The ticket of the last of them.
+    pub(super) ticket: RecordTicket,
+    pub(super) commands: Vec<Command>,
+    pub(super) batches: Vec<Batch>,
+    pub(super) limits: Option<StoreLimits>,
+    /// Somebody wants the end, after everything that waits.
+    pub(super) close: Option<Reply<()>>,
+    /// The end, at once: what waits is dropped, as in a crash.
+    pub(super) is_abandoned: bool,
+}
+
+impl Work {
+    /// Whether people or publishers wait for it: it must reach stable storage.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.commands.is_empty() || !self.batches.is_empty() || self.close.is_some()
+    }
+}
+
+#[derive(Default)]
+struct Waiting {
+    outcomes: Vec<Outcome>,
+    outcomes_since: Option<Instant>,
+    ticket: RecordTicket,
+    commands: Vec<Command>,
+    batches: VecDeque<Batch>,
+    batch_bytes: usize,
+    limits: Option<StoreLimits>,
+    close: Option<Reply<()>>,
+    is_abandoned: bool,
+    /// Set once: nothing is taken any more.
+    ended: Option<StoreError>,
+}
+
+/// What waits for the writer.
+#[derive(Default)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a batch behind the others.
+    pub(super) fn accept(
+        &self,
+        events: Vec<NewEvent>,
+        is_behind: bool,
+    ) -> Result<oneshot::Receiver<Result<Vec<Accepted>, AcceptError>>, AcceptError> {
+        let bytes = events.iter().map(|event| event.data.len() + EVENT_EXTRA_BYTES).sum();
+        let (reply, answer) = oneshot::channel();
+        // Hashing happens here, so that the one writer has less to do.
+        let batch = Batch { events: events.into_iter().map(Prepared::new).collect(), bytes, reply };
+        let mut waiting = self.lock();
+        if waiting.ended.is_some() || waiting.close.is_some() {
+            return Err(AcceptError::NotStored);
+        }
+        if is_behind || waiting.batch_bytes + bytes > WAITING_BYTES_MAX {
+            return Err(AcceptError::Busy { retry_after: RETRY_AFTER });
+        }
+        waiting.batch_bytes += bytes;
+        waiting.batches.push_back(batch);
+        drop(waiting);
+        self.wake.notify_one();
+        Ok(answer)
+    }
+
+    /// Puts outcomes behind the others.
+    pub(super) fn record(&self, outcomes: Vec<Outcome>) -> RecordTicket {
+        let mut waiting = self.lock();
+        waiting.ticket.0 += 1;
+        let ticket = waiting.ticket;
+        if waiting.ended.is_none() {
+            waiting.outcomes.extend(outcomes);
+            if waiting.outcomes_since.is_none() {
+                waiting.outcomes_since = Some(clock::monotonic());
+                drop(waiting);
+                self.wake.notify_one();
+            }
+        }
+        ticket
+    }
+
+    /// Puts a command behind the others.
+    pub(super) fn command<T>(&self, make: impl FnOnce(Reply<T>) -> Command) -> oneshot::Receiver<Result<T, StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        let command = make(reply);
+        let mut waiting = self.lock();
+        if let Some(error) = waiting.refusal() {
+            command.refuse(error);
+        } else {
+            waiting.commands.push(command);
+            self.wake.notify_one();
+        }
+        answer
+    }
+
+    /// New limits, from the next transaction on.
+    pub(super) fn configure(&self, limits: StoreLimits) {
+        self.lock().limits = Some(limits);
+        self.wake.notify_one();
+    }
+
+    /// The end, after everything that waits.
+    pub(super) fn close(&self) -> oneshot::Receiver<Result<(), StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        let mut waiting = self.lock();
+        if let Some(error) = waiting.refusal() {
+            // A caller that is gone needs no answer.
+            drop(reply.send(Err(error)));
+        } else {
+            waiting.close = Some(reply);
+            self.wake.notify_one();
+        }
+        answer
+    }
+
+    /// The end, at once.
+    pub(super) fn abandon(&self) {
+        self.lock().is_abandoned = true;
+        self.wake.notify_one();
+    }
+
+    /// Takes what waits; nothing if nothing comes within `patience`.
+    pub(super) fn take(&self, patience: Duration) -> Work {
+        let mut waiting = self.lock();
+        let begin = clock::monotonic();
+        loop {
+            if waiting.is_urgent() {
+                return waiting.take();
+            }
+            let now = clock::monotonic();
+            let left = match waiting.outcomes_since {
+                Some(since) => OUTCOMES_WAIT.saturating_sub(now.saturating_duration_since(since)),
+                None => patience.saturating_sub(now.saturating_duration_since(begin)),
+            };
+            if left.is_zero() {
+                return waiting.take();
+            }
+            waiting = self.wake.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Nothing more is taken; what waits is refused.
+    pub(super) fn end(&self, error: &StoreError) {
+        let mut waiting = self.lock();
+        waiting.ended.get_or_insert_with(|| error.clone());
+        let batches = std::mem::take(&mut waiting.batches);
+        let commands = std::mem::take(&mut waiting.commands);
+        waiting.outcomes.clear();
+        waiting.batch_bytes = 0;
+        let close = waiting.close.take();
+        drop(waiting);
+        for batch in batches {
+            drop(batch.reply.send(Err(AcceptError::NotStored)));
+        }
+        for command in commands {
+            command.refuse(error.clone());
+        }
+        if let Some(reply) = close {
+            drop(reply.send(Err(error.clone())));
+        }
+    }
+
+    /// Why nothing is taken, if so.
+    pub(super) fn ended(&self) -> Option<StoreError> {
+        self.lock().ended.clone()
+    }
+}
+
+impl Waiting {
+    fn refusal(&self) -> Option<StoreError> {
+        match &self.ended {
+            Some(error) => Some(error.clone()),
+            None if self.close.is_some() => Some(closed()),
+            None => None,
+        }
+    }
+
+    fn is_urgent(&self) -> bool {
+        !self.batches.is_empty()
+            || !self.commands.is_empty()
+            || self.limits.is_some()
+            || self.close.is_some()
+            || self.is_abandoned
+    }
+
+    fn take(&mut self) -> Work {
+        let mut batches = Vec::new();
+        let mut bytes = 0;
+        while let Some(batch) = self.batches.front() {
+            if batches.len() == TRANSACTION_BATCHES_MAX
+                || (!batches.is_empty() && bytes + batch.bytes > TRANSACTION_BYTES_MAX)
+            {
+                break;
+            }
+            bytes += batch.bytes;
+            batches.extend(self.batches.pop_front());
+        }
+        self.batch_bytes -= bytes;
+        self.outcomes_since = None;
+        // The end comes when nothing is left.
+        let close = if self.batches.is_empty() { self.close.take() } else { None };
+        if close.is_some() {
+            self.ended = Some(closed());
+        }
+        Work {
+            outcomes: std::mem::take(&mut self.outcomes),
+            ticket: self.ticket,
+            commands: std::mem::take(&mut self.commands),
+            batches,
+            limits: self.limits.take(),
+            close,
+            is_abandoned: self.is_abandoned,
+        }
+    }
+}
+
+/// What a call gets that comes after the end.
+pub(super) fn closed() -> StoreError {
+    StoreError::Failed(Arc::from("it is closed"))
+}
+
+impl Prepared {
+    /// What can be computed before the writer has it.
+    fn new(event: NewEvent) -> Self {
+        Self { head: rows::head_text(&event.head), dedup: rows::DedupKey::of(&event), event }
+    }
+}

@@ -1,0 +1,193 @@
+//! How full the store is, in all and by namespace.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rusqlite::{Connection, Result};
+
+use super::open::PAGE_BYTES;
+use crate::store::{Space, StoreLimits};
+
+/// Part of the store's size that is kept free of events: outcomes of what is
+/// owed always fit.
+const MARGIN_PART: u64 = 8;
+/// Bytes of that margin at most.
+const MARGIN_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Bytes that an event takes on disk beside its own: rows, keys, and what its
+/// first attempts leave.
+const EVENT_DISK_BYTES: u64 = 1024;
+
+/// How much room is left for what comes with outcomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum History {
+    /// Attempts and their detail are kept.
+    Full,
+    /// Attempts are kept, without detail.
+    NoDetail,
+    /// Only what becomes of Deliveries is kept.
+    Nothing,
+}
+
+/// What readers of the fullness see.
+#[derive(Default)]
+pub(super) struct Usage {
+    used: AtomicU64,
+    /// Bytes beyond which no event is accepted.
+    events_max: AtomicU64,
+    namespace_max: AtomicU64,
+    namespaces: RwLock<HashMap<Arc<str>, Arc<AtomicU64>>>,
+}
+
+impl Usage {
+    /// The public answer.
+    pub(super) fn space(&self, namespace_uid: &str) -> Space {
+        let namespaces = self.namespaces.read().unwrap_or_else(PoisonError::into_inner);
+        let bytes = namespaces.get(namespace_uid).map_or(0, |bytes| bytes.load(Ordering::Relaxed));
+        if bytes >= self.namespace_max.load(Ordering::Relaxed) {
+            Space::NamespaceFull
+        } else if self.used.load(Ordering::Relaxed) + EVENT_DISK_BYTES > self.events_max.load(Ordering::Relaxed) {
+            Space::StoreFull
+        } else {
+            Space::Free
+        }
+    }
+
+    fn publish(&self, uid: &Arc<str>, bytes: u64) {
+        let known = self.namespaces.read().unwrap_or_else(PoisonError::into_inner).get(uid).cloned();
+        match known {
+            Some(known) => known.store(bytes, Ordering::Relaxed),
+            None => {
+                let mut namespaces = self.namespaces.write().unwrap_or_else(PoisonError::into_inner);
+                namespaces.insert(uid.clone(), Arc::new(AtomicU64::new(bytes)));
+            }
+        }
+    }
+
+    /// Forgets a namespace.
+    fn forget(&self, uid: &str) {
+        self.namespaces.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+/// The writer's own account.
+pub(super) struct Room {
+    usage: Arc<Usage>,
+    size_bytes: u64,
+    events_max: u64,
+    namespace_max: u64,
+    used: u64,
+    /// What this transaction has taken so far, roughly.
+    taken: u64,
+    /// By number: UID and bytes of events.
+    namespaces: HashMap<i64, (Arc<str>, u64)>,
+    /// Numbers whose bytes are to be published.
+    changed: Vec<i64>,
+}
+
+impl Room {
+    /// Counts what is there.
+    pub(super) fn load(db: &Connection, usage: Arc<Usage>, limits: &StoreLimits) -> Result<Self> {
+        let mut room = Self {
+            usage,
+            size_bytes: 0,
+            events_max: 0,
+            namespace_max: 0,
+            used: 0,
+            taken: 0,
+            namespaces: HashMap::new(),
+            changed: Vec::new(),
+        };
+        let mut select =
+            db.prepare("SELECT b.ns, n.uid, sum(b.bytes) FROM bucket_ns b JOIN ns n ON n.id = b.ns GROUP BY b.ns")?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let (ns, uid, bytes): (i64, Arc<str>, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            room.namespaces.insert(ns, (uid, u64::try_from(bytes).unwrap_or_default()));
+            room.changed.push(ns);
+        }
+        room.configure(db, limits)?;
+        room.committed(db)?;
+        Ok(room)
+    }
+
+    /// Takes over limits. The database itself never grows beyond its size.
+    pub(super) fn configure(&mut self, db: &Connection, limits: &StoreLimits) -> Result<()> {
+        self.size_bytes = limits.size_bytes;
+        self.events_max = limits.size_bytes - margin(limits.size_bytes);
+        self.namespace_max = limits.namespace_bytes.unwrap_or(u64::MAX);
+        self.usage.events_max.store(self.events_max, Ordering::Relaxed);
+        self.usage.namespace_max.store(self.namespace_max, Ordering::Relaxed);
+        let pages = i64::try_from(limits.size_bytes / PAGE_BYTES).unwrap_or(i64::MAX);
+        db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
+    }
+
+    /// Takes room for an event; false if there is none.
+    pub(super) fn take(&mut self, ns: i64, uid: &Arc<str>, bytes: u64) -> bool {
+        let namespace = self.namespaces.entry(ns).or_insert_with(|| (uid.clone(), 0));
+        let taken = self.taken + bytes + EVENT_DISK_BYTES;
+        if namespace.1 + bytes > self.namespace_max || self.used + taken > self.events_max {
+            return false;
+        }
+        self.taken = taken;
+        namespace.1 += bytes;
+        self.changed.push(ns);
+        true
+    }
+
+    /// Gives room back that was taken in this transaction.
+    pub(super) fn give_back(&mut self, ns: i64, bytes: u64) {
+        self.taken = self.taken.saturating_sub(bytes + EVENT_DISK_BYTES);
+        self.free(&[(ns, bytes)]);
+    }
+
+    /// What of an outcome may be kept.
+    pub(super) fn history(&self) -> History {
+        let left = self.size_bytes.saturating_sub(self.used + self.taken);
+        let margin = margin(self.size_bytes);
+        match () {
+            () if left < margin / 4 => History::Nothing,
+            () if left < margin / 2 => History::NoDetail,
+            () => History::Full,
+        }
+    }
+
+    /// Gives bytes of events back.
+    pub(super) fn free(&mut self, freed: &[(i64, u64)]) {
+        for (ns, bytes) in freed {
+            if let Some(namespace) = self.namespaces.get_mut(ns) {
+                namespace.1 = namespace.1.saturating_sub(*bytes);
+                self.changed.push(*ns);
+            }
+        }
+    }
+
+    /// Measures again after a commit, and publishes.
+    pub(super) fn committed(&mut self, db: &Connection) -> Result<()> {
+        let number = |pragma| db.prepare_cached(pragma)?.query_row([], |row| row.get::<_, i64>(0));
+        let pages = number("PRAGMA page_count")? - number("PRAGMA freelist_count")?;
+        self.used = u64::try_from(pages).unwrap_or_default() * PAGE_BYTES;
+        self.taken = 0;
+        self.usage.used.store(self.used, Ordering::Relaxed);
+        for ns in std::mem::take(&mut self.changed) {
+            if let Some((uid, bytes)) = self.namespaces.get(&ns) {
+                self.usage.publish(uid, *bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a namespace that is gone; its bytes no longer matter to anybody.
+    pub(super) fn forget(&mut self, uid: &str) {
+        self.namespaces.retain(|_, (known, _)| &**known != uid);
+        self.usage.forget(uid);
+    }
+}
+
+fn margin(size_bytes: u64) -> u64 {
+    (size_bytes / MARGIN_PART).min(MARGIN_BYTES_MAX)
+}
