@@ -12,8 +12,8 @@ mod egress_policy;
 pub mod internal_api;
 mod metrics;
 pub mod probe;
-pub mod replay;
 pub mod registrar;
+pub mod replay;
 pub mod sender;
 pub mod slots;
 

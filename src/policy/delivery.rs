@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::{
     duration::Gep2257Duration,
     webhook::{Dialect, WebhookSpec},
-    webhook_delivery::{Backoff, Circuit, DeadLetterPolicy, DeliveryPolicy, RateLimit, Retry},
+    webhook_delivery::{Backoff, Circuit, DeadLetterPolicy, DeliveryOrder, DeliveryPolicy, OnDead, RateLimit, Retry},
 };
 
 /// How a Webhook wants to be delivered to. The store keeps it in this form for
@@ -126,8 +126,20 @@ impl DeliverySettings {
     }
 
     fn apply(&mut self, policy: &DeliveryPolicy) {
-        let DeliveryPolicy { timeout, retry, jitter_percent, rate_limit, concurrency, circuit, max_age, dead_on } =
-            policy;
+        let DeliveryPolicy {
+            timeout,
+            retry,
+            jitter_percent,
+            rate_limit,
+            concurrency,
+            order,
+            on_dead,
+            circuit,
+            max_age,
+            dead_on,
+        } = policy;
+        self.is_ordered = *order == Some(DeliveryOrder::Key);
+        self.blocks_on_dead = self.is_ordered && *on_dead == Some(OnDead::Block);
         if let Some(timeout) = timeout {
             self.timeout = timeout.as_std().clamp(SECOND, TIMEOUT_MAX);
         }

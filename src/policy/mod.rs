@@ -3,7 +3,7 @@
 pub mod circuit;
 pub mod delivery;
 pub mod egress;
-pub mod retry_after;
-pub mod sending;
 pub mod rate;
 pub mod retry;
+pub mod retry_after;
+pub mod sending;
