@@ -7,3 +7,4 @@ pub mod rate;
 pub mod retry;
 pub mod retry_after;
 pub mod sending;
+pub mod store_identity;
