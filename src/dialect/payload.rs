@@ -105,6 +105,9 @@ pub enum Unrenderable {
     /// The dialect is JSON alone.
     #[error("the data of the event is not JSON, and this dialect sends nothing else")]
     OtherData,
+    /// Ingest takes no such event; one of an older version may have come through.
+    #[error("an attribute or the content type of the event cannot stand in a header")]
+    Attribute,
 }
 
 /// What the data of an event is.

@@ -65,27 +65,22 @@ pub struct ReadValue {
 
 /// Reads the Secrets of one namespace, each at most once.
 pub struct SecretReader {
-    source: Source,
+    /// None: there is nothing but `values`.
+    maybe_api: Option<Api<Secret>>,
     read: Vec<(String, Result<Secret, Problem>)>,
     values: Vec<ReadValue>,
-}
-
-enum Source {
-    Api(Api<Secret>),
-    /// There is nothing but `values`.
-    Kept,
 }
 
 impl SecretReader {
     /// A reader for one namespace. There is no way to name another one.
     pub fn new(client: Client, namespace: &str) -> Self {
-        Self { source: Source::Api(Api::namespaced(client, namespace)), read: Vec::new(), values: Vec::new() }
+        Self { maybe_api: Some(Api::namespaced(client, namespace)), read: Vec::new(), values: Vec::new() }
     }
 
     /// A reader of values that another one read. What is not among them does
     /// not exist to it.
     pub fn kept(values: Vec<ReadValue>) -> Self {
-        Self { source: Source::Kept, read: Vec::new(), values }
+        Self { maybe_api: None, read: Vec::new(), values }
     }
 
     /// Every value that was read.
@@ -132,7 +127,7 @@ impl SecretReader {
         if let Some((_, known)) = self.read.iter().find(|(read, _)| read == name) {
             return known.clone().map_err(SecretError::Problem);
         }
-        let Source::Api(api) = &self.source else { return Err(SecretError::Problem(absent(name, 404))) };
+        let Some(api) = &self.maybe_api else { return Err(SecretError::Problem(absent(name, 404))) };
         let result = match api.get(name).await {
             Ok(secret) => Ok(secret),
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => Err(absent(name, status.code)),

@@ -7,8 +7,10 @@
 
 use std::{
     fmt,
-    future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,7 +36,6 @@ use crate::{
     dispatch::Hold,
     routing::index::{EndpointSource, WebhookEntry},
     secrets::{Material, ReadValue, SecretError, SecretReader, material},
-    wire::probe::TlsMaterial,
 };
 
 /// Readings at a time.
@@ -62,6 +63,8 @@ struct Inner {
     turns: Semaphore,
     /// By UID of the Webhook.
     slots: Mutex<Recent<Arc<str>, Arc<Slot>>>,
+    /// Whether the last reading found no API server: told once, not for each Webhook.
+    is_away: AtomicBool,
     /// For Webhooks that need no Secret.
     nothing: Arc<Material>,
 }
@@ -94,7 +97,15 @@ impl SecretCache {
     pub fn new(client: Client, run_dir: Option<Arc<RunDir>>, pace: Pace) -> Self {
         let nothing = Arc::new(Material { keys: SigningKeys::none(), url: None, headers: Vec::new(), tls: None });
         let slots = Mutex::new(Recent::new(WEBHOOKS_MAX));
-        Self(Arc::new(Inner { client, run_dir, pace, turns: Semaphore::new(READINGS_MAX), slots, nothing }))
+        Self(Arc::new(Inner {
+            client,
+            run_dir,
+            pace,
+            turns: Semaphore::new(READINGS_MAX),
+            slots,
+            is_away: AtomicBool::default(),
+            nothing,
+        }))
     }
 
     /// What the Secrets of a Webhook say. The same values are the same place in
@@ -201,22 +212,34 @@ impl SecretCache {
         };
         match timeout(READ_TIMEOUT, api).await {
             Ok(Ok((material, values))) => {
+                self.is_back();
                 self.keep(namespace, webhook, &values);
                 Reading::Read(Arc::new(material))
             }
             Ok(Err(SecretError::Problem(problem))) => {
+                self.is_back();
                 // What was read before is revoked: a restart must not bring it back.
                 self.keep(namespace, webhook, &[]);
                 Reading::Problem(problem)
             }
             Ok(Err(SecretError::Api(error))) => {
-                warn(&error, "the Secrets of a Webhook could not be read");
+                if !self.0.is_away.swap(true, Ordering::Relaxed) {
+                    warn(&error, "the API server gives no Secrets: known values are used on");
+                }
                 self.kept(namespace, webhook).await
             }
             Err(_elapsed) => {
-                tracing::warn!(namespace, webhook = &*webhook.name, "the Secrets of a Webhook were not read in time");
+                if !self.0.is_away.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("the API server gave no Secrets in {READ_TIMEOUT:?}: known values are used on");
+                }
                 self.kept(namespace, webhook).await
             }
+        }
+    }
+
+    fn is_back(&self) {
+        if self.0.is_away.swap(false, Ordering::Relaxed) {
+            tracing::info!("the API server gives Secrets again");
         }
     }
 
@@ -257,28 +280,23 @@ impl SecretCache {
 }
 
 /// Everything that the Secrets of a Webhook say for its deliveries.
-fn gather<'a>(
-    reader: &'a mut SecretReader,
-    webhook: &'a WebhookEntry,
-) -> impl Future<Output = Result<Material, SecretError>> + Send + 'a {
-    async move {
-        let spec = &webhook.sending;
-        let url = match &webhook.endpoint {
-            EndpointSource::UrlFrom { secret, key } => {
-                let reference = SecretKeyRef { name: secret.to_string(), key: key.to_string() };
-                Some(material::url(reader, &reference).await?)
-            }
-            EndpointSource::Url(_) | EndpointSource::Service(_) => None,
-        };
-        let keys =
-            if is_signed(webhook) { material::keys(reader, spec, &webhook.name).await? } else { SigningKeys::none() };
-        let headers = material::headers(reader, &spec.headers_from).await?;
-        let tls: Option<TlsMaterial> = match &spec.tls {
-            None => None,
-            Some(tls) => Some(material::tls(reader, tls).await?),
-        };
-        Ok(Material { keys, url, headers, tls })
-    }
+async fn gather(reader: &mut SecretReader, webhook: &WebhookEntry) -> Result<Material, SecretError> {
+    let spec = &webhook.sending;
+    let url = match &webhook.endpoint {
+        EndpointSource::UrlFrom { secret, key } => {
+            let reference = SecretKeyRef { name: secret.to_string(), key: key.to_string() };
+            Some(material::url(reader, &reference).await?)
+        }
+        EndpointSource::Url(_) | EndpointSource::Service(_) => None,
+    };
+    let keys =
+        if is_signed(webhook) { material::keys(reader, spec, &webhook.name).await? } else { SigningKeys::none() };
+    let headers = material::headers(reader, &spec.headers_from).await?;
+    let tls = match &spec.tls {
+        None => None,
+        Some(tls) => Some(material::tls(reader, tls).await?),
+    };
+    Ok(Material { keys, url, headers, tls })
 }
 
 fn warn(error: &(dyn std::error::Error + 'static), message: &'static str) {
