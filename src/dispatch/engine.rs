@@ -94,6 +94,8 @@ pub(super) struct Globals {
     pub(super) open_bodies: usize,
     pub(super) rows: usize,
     pub(super) bytes: usize,
+    /// [`WINDOW_ROWS`]; tests have smaller ones.
+    pub(super) window: usize,
     pub(super) outcomes: Vec<Outcome>,
     pub(super) unrecorded: VecDeque<(RecordTicket, HookId)>,
     pub(super) actions: Vec<Action>,
@@ -124,6 +126,7 @@ impl Engine {
             open_bodies: 0,
             rows: 0,
             bytes: 0,
+            window: WINDOW_ROWS,
             outcomes: Vec::new(),
             unrecorded: VecDeque::new(),
             actions: Vec::new(),
@@ -446,7 +449,7 @@ impl Globals {
 
     /// Rows that a hook may have in its queue.
     pub(super) const fn window_rows(&self) -> usize {
-        if self.rows < ROWS_CROWDED { WINDOW_ROWS } else { WINDOW_ROWS_CROWDED }
+        if self.rows < ROWS_CROWDED { self.window } else { WINDOW_ROWS_CROWDED }
     }
 
     fn unrecorded_len(&self) -> usize {

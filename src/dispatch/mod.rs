@@ -18,6 +18,9 @@ mod questions;
 mod shell;
 mod verdict;
 
+#[cfg(test)]
+mod tests;
+
 pub use attempt::{
     AttemptEnd, AttemptJob, AttemptReport, AttemptSender, FailureKind, HealthView, Hold, HookHealth, HookView,
 };

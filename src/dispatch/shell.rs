@@ -256,6 +256,7 @@ impl Dispatcher {
         while self.engine.flights() > 0 {
             tokio::select! {
                 biased;
+                Some(News::Failed(error)) = self.news.recv() => return Err(error),
                 Some(ended) = self.tasks.join_next() => {
                     let now = self.now();
                     self.take_ended(ended, now)?;
@@ -267,10 +268,21 @@ impl Dispatcher {
         // What still runs stays owed: nothing is recorded of it.
         self.tasks.abort_all();
         let ticket = self.last_ticket;
-        if self.recorded.wait_for(|recorded| *recorded >= ticket).await.is_err() {
-            return Err(StoreError::Failed("the store ended before the outcomes were durable".into()));
+        let Self { mut recorded, mut news, notes, notes_done, .. } = self;
+        let failed = async {
+            while let Some(news) = news.recv().await {
+                if let News::Failed(error) = news {
+                    return error;
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            result = recorded.wait_for(|recorded| *recorded >= ticket) => {
+                result.map_err(|_| StoreError::Failed("the store ended before the outcomes were durable".into()))?;
+            }
+            error = failed => return Err(error),
         }
-        let Self { notes, notes_done, .. } = self;
         drop(notes);
         notes_done.await
     }
