@@ -5,6 +5,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
 
+use super::AttemptEnd;
 use crate::runtime::metrics::MetricsRegistry;
 
 /// Upper bounds of the buckets from accept to first attempt, in seconds: from
@@ -14,7 +15,7 @@ const LATENCY_BUCKETS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 0.5, 
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ClassLabel {
-    /// `2xx` … `5xx`, `failed` (no complete answer), `not_sent`, `unrenderable`.
+    /// `2xx` … `5xx`, `other`, `failed` (no complete answer), `not_sent`, `unrenderable`.
     pub(super) class: &'static str,
 }
 
@@ -45,6 +46,21 @@ pub struct DispatchMetrics {
 pub(super) struct ReasonLabel {
     /// The word of a [`crate::store::DeadReason`].
     pub(super) reason: &'static str,
+}
+
+/// The class of an end.
+pub(super) fn class(end: &AttemptEnd) -> ClassLabel {
+    let class = match end {
+        AttemptEnd::Answered { code: 200..=299, .. } => "2xx",
+        AttemptEnd::Answered { code: 300..=399, .. } => "3xx",
+        AttemptEnd::Answered { code: 400..=499, .. } => "4xx",
+        AttemptEnd::Answered { code: 500..=599, .. } => "5xx",
+        AttemptEnd::Answered { .. } => "other",
+        AttemptEnd::Failed { .. } => "failed",
+        AttemptEnd::NotSent(_) => "not_sent",
+        AttemptEnd::Unrenderable => "unrenderable",
+    };
+    ClassLabel { class }
 }
 
 impl DispatchMetrics {
