@@ -21,6 +21,7 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
+use http::StatusCode;
 use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::{sync::Semaphore, time::timeout};
@@ -31,7 +32,10 @@ pub use review::{KubeTokenReviewer, Review, ReviewError, TokenReviewer};
 
 use cache::{Cache, Lookup, TokenHash, Verdict};
 
-use crate::{runtime::secret::SecretString, wire::INTERNAL_AUDIENCE};
+use crate::{
+    runtime::{problem::Problem, secret::SecretString},
+    wire::INTERNAL_AUDIENCE,
+};
 
 /// Reviews under way at a time; the rest waits.
 pub const REVIEWS_MAX: usize = 8;
@@ -88,6 +92,17 @@ pub enum AccessError {
     /// It cannot be told now.
     #[error("the API server cannot be asked about the token now; try again")]
     Unavailable,
+}
+
+impl From<AccessError> for Problem {
+    fn from(error: AccessError) -> Self {
+        let status = match error {
+            AccessError::NoUsableToken | AccessError::Refused => StatusCode::UNAUTHORIZED,
+            AccessError::NotAllowed => StatusCode::FORBIDDEN,
+            AccessError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
 }
 
 type Reviewing = Shared<BoxFuture<'static, Result<Verdict, AccessError>>>;

@@ -22,13 +22,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     metrics::{DeliveryMetrics, OutcomeLabel, RequestLabel},
     probe::Prober,
-    problem::Problem,
     slots::{PROBES_MAX, PROBES_PER_NAMESPACE_MAX, ProbeSlots},
 };
 use crate::{
     access::{Access, AccessError},
     routing::index::SharedIndex,
-    runtime::{clock, secret::SecretString},
+    runtime::{clock, problem::Problem, secret::SecretString},
     wire::{
         COUNTERS_PATH, INDEX_PATH, PROBE_PATH,
         index_feed::{Counters, FeedPage, FeedQuery, POLL_SECONDS_MAX},

@@ -10,7 +10,6 @@ mod egress_policy;
 pub mod internal_api;
 mod metrics;
 pub mod probe;
-mod problem;
 pub mod slots;
 
 use std::{env, io, net::SocketAddr, sync::Arc, time::Duration};
