@@ -66,6 +66,24 @@ pub struct Match {
     pub subscriptions: Vec<Arc<SubscriptionEntry>>,
 }
 
+/// Whose a namespace is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Responsibility {
+    /// Of this pool.
+    Ours {
+        /// Its name; clones share one text.
+        name: Arc<str>,
+        /// Its UID: the identity of its data.
+        uid: Arc<str>,
+    },
+    /// Of this other pool.
+    Other(Arc<str>),
+    /// There is no such namespace.
+    Unknown,
+    /// It cannot be told before the namespaces were listed.
+    NotListed,
+}
+
 /// How much the index holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Counts {
@@ -97,8 +115,9 @@ struct NamespaceSlot {
 
 #[derive(Debug, PartialEq, Eq)]
 struct NamespaceFacts {
-    uid: Box<str>,
-    ours: bool,
+    uid: Arc<str>,
+    /// The pool that it picked, if that is not this one.
+    other_pool: Option<Arc<str>>,
     listing: u32,
 }
 
@@ -163,13 +182,14 @@ impl Index {
     /// A namespace exists. `pool` is the value of its label
     /// [`crate::api::POOL_LABEL`].
     pub fn apply_namespace(&mut self, name: &str, uid: &str, pool: Option<&str>) {
-        let ours = pool.unwrap_or(DEFAULT_POOL) == &*self.pool;
+        let pool = pool.unwrap_or(DEFAULT_POOL);
+        let other_pool = (pool != &*self.pool).then(|| pool.into());
         let listing = self.listings[WatchedKind::Namespace as usize].number;
         let name = self.intern(name);
         let slot = self.namespaces.entry(Arc::clone(&name)).or_default();
         let was_ours = slot.is_ours();
-        slot.facts = Some(NamespaceFacts { uid: uid.into(), ours, listing });
-        if was_ours != ours {
+        slot.facts = Some(NamespaceFacts { uid: uid.into(), other_pool, listing });
+        if was_ours != slot.is_ours() {
             slot.record_all(&name, &mut self.feed);
         }
     }
@@ -257,7 +277,18 @@ impl Index {
     /// UID of a namespace of this pool: the identity of its data.
     pub fn namespace_uid(&self, namespace: &str) -> Option<&str> {
         let facts = self.namespaces.get(namespace)?.facts.as_ref()?;
-        facts.ours.then_some(&*facts.uid)
+        facts.other_pool.is_none().then_some(&*facts.uid)
+    }
+
+    /// Whose namespace this is.
+    pub fn responsibility(&self, namespace: &str) -> Responsibility {
+        let known = self.namespaces.get_key_value(namespace);
+        match known.and_then(|(name, slot)| Some((name, slot.facts.as_ref()?))) {
+            Some((_, NamespaceFacts { other_pool: Some(pool), .. })) => Responsibility::Other(Arc::clone(pool)),
+            Some((name, facts)) => Responsibility::Ours { name: Arc::clone(name), uid: Arc::clone(&facts.uid) },
+            None if self.listings[WatchedKind::Namespace as usize].complete => Responsibility::Unknown,
+            None => Responsibility::NotListed,
+        }
     }
 
     /// The feed's answer to a follower.
@@ -340,7 +371,7 @@ impl Index {
 
 impl NamespaceSlot {
     fn is_ours(&self) -> bool {
-        self.facts.as_ref().is_some_and(|facts| facts.ours)
+        self.facts.as_ref().is_some_and(|facts| facts.other_pool.is_none())
     }
 
     fn is_empty(&self) -> bool {
