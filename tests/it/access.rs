@@ -105,8 +105,21 @@ async fn many_calls_at_once_and_within_a_minute_are_one_question() {
     let token = good_token();
     let calls = (0..50).map(|_| access.check(&token, now()));
     assert!(futures::future::join_all(calls).await.iter().all(Result::is_ok));
-    assert_eq!(access.check(&token, now() + SignedDuration::from_secs(59)).await, Ok(()));
+    assert_eq!(access.check(&token, now() + SignedDuration::from_secs(44)).await, Ok(()));
     assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_yes_is_reviewed_again_before_it_ends_and_nobody_waits_for_that() {
+    let yes = || review(verdict(true, "posthorn-internal", CONTROLLER));
+    let (access, asked) = access(vec![yes(), yes()]);
+    let token = good_token();
+    let after = |seconds| now() + SignedDuration::from_secs(seconds);
+    assert_eq!(access.check(&token, after(0)).await, Ok(()));
+    assert_eq!(access.check(&token, after(45)).await, Ok(()));
+    while asked.load(Ordering::SeqCst) < 2 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
