@@ -515,6 +515,8 @@ async fn the_description_is_served_and_all_its_references_lead_somewhere() {
             _ => {}
         }
     }
+    let paths: Vec<_> = reply.body["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(paths, ["/openapi.json", "/v1/namespaces/{namespace}/events"]);
     let mut found = Vec::new();
     references(&reply.body, &mut found);
     assert!(found.len() > 4, "{found:?}");

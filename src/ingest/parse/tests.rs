@@ -287,9 +287,9 @@ fn a_binary_cloud_event_has_its_attributes_in_headers() {
 
 #[test]
 fn what_is_wrong_in_a_binary_cloud_event_is_told_with_its_header() {
-    for missing in 0..BINARY.len() {
-        let pairs: Vec<_> = BINARY.iter().enumerate().filter(|(i, _)| *i != missing).map(|(_, pair)| *pair).collect();
-        check_place(parse_all(&pairs, ""), BINARY[missing].0, "is missing");
+    for missing in BINARY {
+        let pairs: Vec<_> = BINARY.into_iter().filter(|pair| *pair != missing).collect();
+        check_place(parse_all(&pairs, ""), missing.0, "is missing");
     }
     let check = |more: &[(&str, &str)], body, place: &str, detail: &str| check_place(binary(more, body), place, detail);
     check(&[("ce-id", "2")], "", "ce-id", "twice");
