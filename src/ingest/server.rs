@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::{Path, State, rejection::PathRejection},
+    extract::{Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -122,15 +122,15 @@ pub async fn serve(listener: TcpListener, api: IngestApi, shutdown: Cancellation
 async fn publish(
     State(api): State<IngestApi>,
     namespace: Result<Path<String>, PathRejection>,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Response {
     let metrics = &api.0.parts.metrics;
     let started = clock::monotonic();
     let _under_way = UnderWay::new(metrics);
     // What cannot be decoded is the name of no namespace.
     let namespace = namespace.map(|Path(namespace)| namespace).unwrap_or_default();
-    let answer = match api.0.take_in(&namespace, &headers, body).await {
+    let (head, body) = request.into_parts();
+    let answer = match api.0.take_in(&namespace, &head.headers, body).await {
         Ok(receipt) => receipt.into_response(),
         Err(refusal) => {
             let reason = refusal.reason();

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::event::{EVENT_BYTES_MAX, EventHead};
 
+/// Characters of a member's name that an answer repeats at most: a name may be as
+/// long as the body.
+const NAME_SHOWN_CHARS_MAX: usize = 64;
 /// What data is when nothing else is said.
 const JSON: &str = "application/json";
 
@@ -53,7 +56,8 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn pointer(&self, member: &str) -> String {
-        let member = member.replace('~', "~0").replace('/', "~1");
+        let shown = member.char_indices().nth(NAME_SHOWN_CHARS_MAX).map_or(member, |(end, _)| &member[..end]);
+        let member = shown.replace('~', "~0").replace('/', "~1");
         match self.index {
             Some(index) => format!("/{index}/{member}"),
             None => format!("/{member}"),

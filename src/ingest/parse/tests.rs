@@ -139,6 +139,8 @@ fn what_is_wrong_in_plain_json_is_told_with_its_place() {
     check(with(plain(), "timestamp", json!(1)), "/timestamp", "must be a string");
     check(with(plain(), "subject", json!("x")), "/subject", "is no member of an event");
     check(with(plain(), "a/b~c", json!("x")), "/a~1b~0c", "is no member of an event");
+    let long = "ä".repeat(100_000);
+    check(with(plain(), &long, json!("x")), &format!("/{}", "ä".repeat(64)), "is no member of an event");
     check(r#"{"type":"a","data":1,"data":2}"#.to_owned(), "/data", "twice");
     check(r#"{"type":"a","data":1,"type":"b"}"#.to_owned(), "/type", "twice");
     check(r#"{"type":"a","data":1,"id":"\ud800"}"#.to_owned(), "/id", "Unicode");
@@ -329,7 +331,7 @@ fn every_text_has_its_limit_and_is_taken_up_to_it() {
     );
     let name = "x".repeat(EXTENSION_NAME_BYTES_MAX);
     one(as_type(CLOUD, with(cloud(), &name, json!("x"))));
-    check_place(as_type(CLOUD, with(cloud(), &format!("{name}x"), json!("x"))), &format!("/{name}x"), "1 to 64");
+    check_place(as_type(CLOUD, with(cloud(), &format!("{name}x"), json!("x"))), &format!("/{name}"), "1 to 64");
     let content_type = |bytes: usize| json!(format!("a/{}", "x".repeat(bytes - 2)));
     one(as_type(CLOUD, with(cloud(), "datacontenttype", content_type(CONTENT_TYPE_BYTES_MAX))));
     let over = as_type(CLOUD, with(cloud(), "datacontenttype", content_type(CONTENT_TYPE_BYTES_MAX + 1)));
