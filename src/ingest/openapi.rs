@@ -17,7 +17,8 @@ use serde_json::{Map, Value, json};
 use super::{
     answer::{Receipt, ReceivedEvent},
     parse::{
-        BATCH_EVENTS_MAX, CONTENT_TYPE_BYTES_MAX, DATA_SCHEMA_BYTES_MAX, ID_BYTES_MAX, KEY_BYTES_MAX, SUBJECT_BYTES_MAX,
+        BATCH_EVENTS_MAX, CONTENT_TYPE_BYTES_MAX, DATA_SCHEMA_BYTES_MAX, EXTENSION_NAME_BYTES_MAX,
+        EXTENSION_VALUE_BYTES_MAX, ID_BYTES_MAX, KEY_BYTES_MAX, SUBJECT_BYTES_MAX,
     },
     server::{EVENTS_PATH, OPENAPI_PATH},
 };
@@ -52,8 +53,16 @@ struct PlainEvent {
 }
 
 /// A CloudEvent 1.0 in structured mode. More members are extension attributes:
-/// strings, booleans, or integers of 32 bits.
+/// strings, booleans, or integers of 32 bits. Attributes that are null are not there.
 #[derive(JsonSchema)]
+#[schemars(extend(
+    "propertyNames" = json!({ "pattern": "^([a-z0-9]+|data_base64)$", "maxLength": EXTENSION_NAME_BYTES_MAX }),
+    "additionalProperties" = json!({
+        "type": ["string", "boolean", "integer", "null"], "pattern": TEXT_PATTERN, "minLength": 1,
+        "maxLength": EXTENSION_VALUE_BYTES_MAX, "minimum": i32::MIN, "maximum": i32::MAX,
+    }),
+    "not" = json!({ "required": ["data", "data_base64"], "properties": { "data_base64": { "type": "string" } } })
+))]
 #[expect(dead_code, reason = "only its schema is used")]
 struct CloudEvent {
     /// Version of CloudEvents.
@@ -75,7 +84,7 @@ struct CloudEvent {
     #[schemars(regex(pattern = TIME_PATTERN))]
     time: Option<String>,
     /// Media type of the data. Default: application/json.
-    #[schemars(length(min = 3, max = CONTENT_TYPE_BYTES_MAX))]
+    #[schemars(length(min = 3, max = CONTENT_TYPE_BYTES_MAX), regex(pattern = MEDIA_TYPE_PATTERN))]
     datacontenttype: Option<String>,
     /// Schema of the data: an absolute URI.
     #[schemars(length(min = 1, max = DATA_SCHEMA_BYTES_MAX), url)]
@@ -83,6 +92,7 @@ struct CloudEvent {
     /// The data; a string unless it is JSON.
     data: Option<Value>,
     /// The data in base64, instead of data.
+    #[schemars(regex(pattern = BASE64_PATTERN))]
     data_base64: Option<String>,
     /// Orders deliveries, as the key of plain JSON.
     #[schemars(length(min = 1, max = KEY_BYTES_MAX), regex(pattern = TEXT_PATTERN))]
@@ -118,6 +128,12 @@ const TEXT_PATTERN: &str = r"^[ -~\u00a0-\ufdcf\ufdf0-\ufffd]+$";
 const WORD_PATTERN: &str = r"^[!-~]+$";
 /// RFC 3339; times that no calendar has are refused as well.
 const TIME_PATTERN: &str = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$";
+
+/// Media types.
+const MEDIA_TYPE_PATTERN: &str = r"^[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(; ?[A-Za-z0-9-]+=[A-Za-z0-9._-]+)*$";
+/// Base64 of the standard alphabet, with padding.
+const BASE64_PATTERN: &str =
+    r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=|[A-Za-z0-9+/][AQgw]==)$";
 
 /// What each status means; all but the first are problems.
 const ANSWERS: [(&str, &str); 14] = [
