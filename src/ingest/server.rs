@@ -32,7 +32,7 @@ use crate::{
         connections::{ServerOptions, Transport, serve_router},
         problem::Problem,
     },
-    store::{Accepted, Ingest, NewEvent, Space},
+    store::{AcceptError, Accepted, Ingest, NewEvent, Space},
 };
 
 /// Path of publishing, as the router knows it.
@@ -259,7 +259,7 @@ impl Inner {
         if events.is_empty() {
             return Ok(Receipt { events: Vec::new() });
         }
-        let Home { name, uid } = home;
+        let (Home { name, uid }, count) = (home, events.len());
         let to_new = |ParsedEvent { head, data }| NewEvent {
             namespace: Arc::clone(&name),
             namespace_uid: Arc::clone(&uid),
@@ -268,7 +268,11 @@ impl Inner {
         };
         let accept = self.parts.store.accept(events.into_iter().map(to_new).collect());
         let verdicts = match timeout(ACCEPT_TIMEOUT, accept).await {
-            Ok(Ok(verdicts)) => verdicts,
+            Ok(Ok(verdicts)) if verdicts.len() == count => verdicts,
+            Ok(Ok(verdicts)) => {
+                tracing::error!(events = count, verdicts = verdicts.len(), "the store broke its contract");
+                return Err(Refusal::Store(AcceptError::Unknown));
+            }
             Ok(Err(error)) => return Err(Refusal::Store(error)),
             Err(_elapsed) => return Err(Refusal::StoreTimeout),
         };

@@ -55,7 +55,7 @@ impl Ingest for FakeIngest {
                 None => return Ok((first..first + count).map(|number| Accepted::New(id(number))).collect()),
                 Some(answer) => answer?,
             };
-            Ok(verdicts.iter().zip(first..).map(|(verdict, number)| verdict(id(number))).collect())
+            Ok(verdicts.iter().zip(first..first + count).map(|(verdict, number)| verdict(id(number))).collect())
         })
     }
 

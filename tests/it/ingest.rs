@@ -397,6 +397,9 @@ async fn what_the_store_cannot_take_is_told_with_when_to_come_back() {
     check(AcceptError::Full, 507, "no room", None).await;
     check(AcceptError::NotStored, 503, "nothing was accepted", Some("5")).await;
     check(AcceptError::Unknown, 503, "not known whether", Some("5")).await;
+    // A store that breaks its contract: who knows what it has.
+    pod.answer_next(Ok(Vec::new()));
+    pod.publish(&event()).await.check(503, "not known whether");
     for (space, detail) in [(Space::NamespaceFull, "no room for the namespace"), (Space::StoreFull, "no room until")] {
         *pod.store.space.lock().unwrap() = space;
         // The body never comes, and nobody waits for it.

@@ -14,7 +14,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use futures::future::BoxFuture;
 use posthorn::{
     access::{Authorizer, Caller, PublishRight, Review, ReviewError, TokenReviewer, publish::PublishAccess},
-    ingest::{IngestApi, IngestMetrics, IngestParts, IngestSettings, serve},
+    ingest::{IngestApi, IngestMetrics, IngestParts, IngestSettings, parse::BATCH_EVENTS_MAX, serve},
     routing::index::{Index, SharedIndex, WatchedKind},
     runtime::secret::SecretString,
     store::{AcceptError, Accepted},
@@ -56,21 +56,21 @@ impl Authorizer for Everyone {
 /// A store that has every answer but those that are an error of the server.
 fn store() -> Arc<FakeIngest> {
     let store = FakeIngest::default();
-    let verdicts = || -> Vec<Verdict> {
+    // As many as the largest batch has events; of fewer, the first ones count.
+    let verdicts = |first: usize| -> Vec<Verdict> {
         let each = |number: usize| -> Verdict {
-            match number % 3 {
+            match (first + number) % 3 {
                 0 => Box::new(Accepted::New),
                 1 => Box::new(|_| Accepted::Duplicate(id(7))),
                 _ => Box::new(|_| Accepted::Conflict(id(9))),
             }
         };
-        (0..1_000).map(each).collect()
+        (0..BATCH_EVENTS_MAX).map(each).collect()
     };
-    for number in 0..2_000 {
+    for number in 0..1_000 {
         let answer = match number % 8 {
             7 => Err(AcceptError::Busy { retry_after: Duration::from_secs(1) }),
-            6 => Ok(vec![Box::new(|_| Accepted::Conflict(id(9))) as Verdict]),
-            _ => Ok(verdicts()),
+            _ => Ok(verdicts(number)),
         };
         store.answers.lock().unwrap().push_back(answer);
     }

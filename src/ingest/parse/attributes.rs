@@ -33,6 +33,8 @@ const TIME_BYTES_MAX: usize = 40;
 pub(super) const REQUIRED: [&str; 4] = ["specversion", "id", "source", "type"];
 /// The extension that orders deliveries.
 const PARTITION_KEY: &str = "partitionkey";
+/// Attributes beside those of [`REQUIRED`] that are no booleans or integers.
+pub(super) const TEXTS: [&str; 5] = ["subject", "time", "datacontenttype", "dataschema", PARTITION_KEY];
 
 /// The attributes of a CloudEvent, as they come in.
 #[derive(Debug, Default)]

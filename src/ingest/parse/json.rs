@@ -162,9 +162,7 @@ fn attribute<'a>(name: &str, value: &'a RawValue) -> Result<Option<Cow<'a, str>>
     match value.get().as_bytes().first() {
         Some(b'"') => string(value).map(Some),
         Some(b'n') => Ok(None),
-        _ if matches!(name, "subject" | "time" | "datacontenttype" | "dataschema") || REQUIRED.contains(&name) => {
-            Err("must be a string".into())
-        }
+        _ if attributes::TEXTS.contains(&name) || REQUIRED.contains(&name) => Err("must be a string".into()),
         Some(b't' | b'f') => Ok(Some(Cow::Borrowed(value.get()))),
         // CloudEvents know integers of 32 bits only.
         _ if value.get().parse::<i32>().is_ok() => Ok(Some(Cow::Borrowed(value.get()))),

@@ -245,6 +245,7 @@ fn what_is_wrong_in_a_structured_cloud_event_is_told_with_its_place() {
         check(with(cloud(), name, json!(7)), &format!("/{name}"), "must be a string");
     }
     check(with(cloud(), "specversion", json!("0.3")), "/specversion", "must be 1.0");
+    check(with(cloud(), "partitionkey", json!(7)), "/partitionkey", "must be a string");
     check(with(cloud(), "subject", json!("")), "/subject", "must not be empty");
     check(with(cloud(), "dataschema", json!("a/b")), "/dataschema", "absolute URI");
     check(with(cloud(), "datacontenttype", json!("json")), "/datacontenttype", "media type");
