@@ -9,7 +9,10 @@
 
 use rusqlite::Connection;
 
-use super::{effects::{Progress, Step}, rows::Epochs};
+use super::{
+    effects::{Progress, Step},
+    rows::Epochs,
+};
 use crate::store::{CardMark, CardQuery, DeadRow, HookId, ReplayIdentity, ReplayOrder, ReplayRun, ReplayState};
 
 /// Where the rounds stand. Lives as long as the writer; a new one begins every
