@@ -1,5 +1,332 @@
 //! The store on one disk: SQLite, one writer.
+//!
+//! # Flow
+//! Calls put what they want into a queue ([`queue`]); one thread makes everything
+//! that waits one transaction ([`writer`]): outcomes ([`outcomes`]), what is known
+//! of Webhooks and Subscriptions ([`register`]), events ([`accept`]), a step of
+//! what the store does by itself ([`maintenance`]). When that is durable, callers
+//! get their answers and the dispatcher its news. Reads go around the writer, on
+//! connections of their own ([`readers`]).
+//!
+//! # Guarantees
+//! A call that returned without an error is on stable storage; outcomes survive
+//! the end of the process at once, and that of the machine from the next such
+//! call on. Nothing is tried again after an error of the disk.
 
+mod accept;
+mod checkpoint;
 mod effects;
+mod history;
 mod maintenance;
+mod open;
+mod outcomes;
+mod queue;
+mod read;
+mod readers;
+mod register;
 mod rows;
+mod space;
+mod tally;
+#[cfg(test)]
+mod tests;
+mod time;
+mod writer;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, atomic::Ordering},
+    thread::{self, JoinHandle},
+};
+
+use rusqlite::Connection;
+use tokio::sync::{oneshot, watch};
+
+pub use checkpoint::WAL_BYTES_MAX;
+pub use open::{ACCEPT_NEW, OpenError, SCHEMA_VERSION, SqliteConfig, begin_epoch};
+pub use queue::WAITING_BYTES_MAX;
+pub use time::{Clock, STOP_MAX, SystemClock};
+
+use self::{
+    checkpoint::Checkpointer,
+    open::Opened,
+    queue::Command,
+    readers::Readers,
+    rows::Epochs,
+    space::{Room, Usage},
+    tally::Ledger,
+    writer::{Shared, State, Writer},
+};
+use crate::{
+    event::{Pos, StoreTime},
+    store::{
+        AcceptError, Accepted, Answer, AttemptId, AttemptRow, CardMark, CardQuery, DeadRow, DeliveryState, History,
+        HookId, HookNote, Ingest, Known, NewEvent, NewsSender, OrderKey, Outcome, OwedPage, OwedRow, Partition,
+        RecordTicket, Register, Registered, ReplayIdentity, ReplayOrder, ReplayRun, Router, Space, StoreError,
+        StoreLimits, StoredEvent, TallyPage, TallyRevision, Totals, WaitingPage,
+    },
+};
+use futures::{FutureExt, future::BoxFuture};
+
+/// A store on one disk. Dropped without [`Partition::close`] it ends as in a
+/// crash: what was not durable is lost, what was is there.
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+    store_id: Arc<str>,
+    epochs: Arc<Epochs>,
+    /// For the dispatcher, so that people's questions do not hold it up.
+    refills: Readers,
+    /// For everybody else.
+    questions: Readers,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SqliteStore {
+    /// Opens the store, or makes it.
+    ///
+    /// # Guarantees
+    /// The router knows everything that the store knows when this returns.
+    /// Reads the disk for as long as recovery takes: not to be called on a thread
+    /// that must not block.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing was changed then.
+    pub fn open(config: SqliteConfig, mut router: Box<dyn Router>, news: NewsSender) -> Result<Arc<Self>, OpenError> {
+        let opened = open::open(&config)?;
+        let fail = OpenError::database(&config.folder);
+        let loaded = Loaded::read(&opened, &config.limits).map_err(&fail)?;
+        router.apply(&register::route_changes(register::known(&opened.db).map_err(&fail)?));
+        let refills = Readers::open(&opened.database).map_err(&fail)?;
+        let questions = Readers::open(&opened.database).map_err(&fail)?;
+        let checkpointer = Checkpointer::start(&opened.database).map_err(&fail)?;
+        let store_id = Arc::from(opened.store_id);
+        let epochs = Arc::new(opened.epochs);
+        let Loaded { ledger, room, usage, dedup_buckets, first_buckets } = loaded;
+        let shared = Arc::new(Shared {
+            queue: queue::Queue::default(),
+            clock: opened.clock,
+            usage,
+            tallies: ledger.tallies.clone(),
+            recorded: watch::Sender::new(RecordTicket::default()),
+            is_behind: false.into(),
+            #[cfg(test)]
+            breaks: false.into(),
+        });
+        let state = State {
+            next: opened.next,
+            next_attempt: opened.next_attempt,
+            epochs: epochs.clone(),
+            limits: config.limits,
+            namespaces: HashMap::new(),
+            dedup_buckets,
+            first_buckets,
+            targets: Vec::new(),
+        };
+        let writer = Writer {
+            shared: shared.clone(),
+            db: opened.db,
+            router,
+            news,
+            state,
+            room,
+            ledger,
+            successes: outcomes::Successes::default(),
+            rounds: maintenance::Rounds::default(),
+            checkpointer,
+            due: StoreTime(0),
+            is_full_sync: true,
+        };
+        let thread = thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());
+        let thread = thread.map_err(|source| OpenError::Io { folder: config.folder, source })?;
+        Ok(Arc::new(Self { shared, store_id, epochs, refills, questions, thread: Some(thread) }))
+    }
+
+    /// The random id of this store, given at its birth.
+    pub fn store_id(&self) -> &str {
+        &self.store_id
+    }
+
+    fn read<'a, T: Send + 'static>(
+        &self,
+        readers: &'a Readers,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Answer<'a, T> {
+        match self.shared.queue.ended() {
+            Some(error) => async move { Err(error) }.boxed(),
+            None => readers.read(query).boxed(),
+        }
+    }
+
+    fn command<T: Send + 'static>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
+    ) -> Answer<'_, T> {
+        let answer = self.shared.queue.command(make);
+        async move { answer.await.unwrap_or_else(|_| Err(self.lost())) }.boxed()
+    }
+
+    /// Why an answer did not come.
+    fn lost(&self) -> StoreError {
+        self.shared.queue.ended().unwrap_or_else(|| StoreError::Failed(Arc::from("its writer ended")))
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.shared.queue.abandon();
+        if let Some(thread) = self.thread.take() {
+            // It ended by itself if it panicked; there is nobody left to tell.
+            drop(thread.join());
+        }
+    }
+}
+
+/// What is counted at a start.
+struct Loaded {
+    ledger: Ledger,
+    room: Room,
+    usage: Arc<Usage>,
+    dedup_buckets: BTreeSet<i64>,
+    first_buckets: HashMap<HookId, i64>,
+}
+
+impl Loaded {
+    fn read(opened: &Opened, limits: &StoreLimits) -> rusqlite::Result<Self> {
+        let db = &opened.db;
+        let usage = Arc::new(Usage::default());
+        let mut dedup_buckets = BTreeSet::new();
+        // From bucket to bucket, not from row to row.
+        let mut next = db.prepare("SELECT bucket FROM dedup WHERE bucket > ?1 ORDER BY bucket LIMIT 1")?;
+        while let Some(bucket) =
+            next.query_map([dedup_buckets.last().copied().unwrap_or(i64::MIN)], |row| row.get(0))?.next().transpose()?
+        {
+            dedup_buckets.insert(bucket);
+        }
+        let mut hooks = db.prepare("SELECT id, first_bucket FROM hook WHERE first_bucket IS NOT NULL")?;
+        let first_buckets = hooks.query_map([], |row| Ok((HookId(row.get(0)?), row.get(1)?)))?;
+        Ok(Self {
+            ledger: Ledger::load(db)?,
+            room: Room::load(db, usage.clone(), limits)?,
+            usage,
+            dedup_buckets,
+            first_buckets: first_buckets.collect::<rusqlite::Result<_>>()?,
+        })
+    }
+}
+
+impl Ingest for SqliteStore {
+    fn accept(&self, events: Vec<NewEvent>) -> BoxFuture<'_, Result<Vec<Accepted>, AcceptError>> {
+        let answer = self.shared.queue.accept(events, self.shared.is_behind.load(Ordering::Relaxed));
+        async move { answer?.await.unwrap_or(Err(AcceptError::Unknown)) }.boxed()
+    }
+
+    fn space(&self, namespace_uid: &str) -> Space {
+        self.shared.usage.space(namespace_uid)
+    }
+}
+
+impl Partition for SqliteStore {
+    fn register(&self, changes: Vec<Register>) -> Answer<'_, Vec<Registered>> {
+        self.command(|reply| Command::Register(changes, reply))
+    }
+
+    fn known(&self) -> Answer<'_, Known> {
+        let tallies = self.shared.tallies.clone();
+        self.read(&self.questions, move |db| {
+            let mut known = register::known(db)?;
+            for hook in &mut known.hooks {
+                hook.pending = tallies.pending(hook.id);
+            }
+            Ok(known)
+        })
+    }
+
+    fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage> {
+        self.read(&self.refills, move |db| read::owed(db, hook, after, limit))
+    }
+
+    fn waiting(&self, hook: HookId, now: StoreTime, limit: usize) -> Answer<'_, WaitingPage> {
+        self.read(&self.refills, move |db| read::waiting(db, hook, now, limit))
+    }
+
+    fn blocked_keys(&self, hook: HookId, limit: usize) -> Answer<'_, Vec<OrderKey>> {
+        self.read(&self.refills, move |db| read::blocked_keys(db, hook, limit))
+    }
+
+    fn parked(&self, hook: HookId, key: OrderKey, limit: usize) -> Answer<'_, Vec<OwedRow>> {
+        self.read(&self.refills, move |db| read::parked(db, hook, key, limit))
+    }
+
+    fn bodies(&self, positions: Vec<Pos>) -> Answer<'_, Vec<StoredEvent>> {
+        let epochs = self.epochs.clone();
+        self.read(&self.refills, move |db| read::bodies(db, &epochs, &positions))
+    }
+
+    fn record(&self, outcomes: Vec<Outcome>) -> RecordTicket {
+        self.shared.queue.record(outcomes)
+    }
+
+    fn recorded(&self) -> watch::Receiver<RecordTicket> {
+        self.shared.recorded.subscribe()
+    }
+
+    fn note(&self, hook: HookId, note: HookNote) -> Answer<'_, ()> {
+        self.command(|reply| Command::Note(hook, note, reply))
+    }
+
+    fn tallies(&self, after: TallyRevision, limit: usize) -> Answer<'_, TallyPage> {
+        let page = self.shared.tallies.page(after, limit);
+        async move { self.shared.queue.ended().map_or(Ok(page), Err) }.boxed()
+    }
+
+    fn cards(&self, query: CardQuery) -> Answer<'_, Vec<DeadRow>> {
+        let epochs = self.epochs.clone();
+        self.read(&self.questions, move |db| maintenance::cards(db, &epochs, &query))
+    }
+
+    fn mark_cards(&self, marks: Vec<CardMark>) -> Answer<'_, ()> {
+        self.command(|reply| Command::MarkCards(marks, reply))
+    }
+
+    fn replay(&self, order: ReplayOrder) -> Answer<'_, ReplayRun> {
+        self.command(|reply| Command::Replay(order, reply))
+    }
+
+    fn replay_run(&self, identity: ReplayIdentity) -> Answer<'_, Option<ReplayRun>> {
+        self.read(&self.questions, move |db| maintenance::replay_run(db, &identity))
+    }
+
+    fn cancel_replay(&self, identity: ReplayIdentity) -> Answer<'_, Option<ReplayRun>> {
+        self.command(|reply| Command::CancelReplay(identity, reply))
+    }
+
+    fn configure(&self, limits: StoreLimits) {
+        self.shared.queue.configure(limits);
+    }
+
+    fn store_now(&self) -> StoreTime {
+        self.shared.clock.now()
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        let answer = self.shared.queue.close();
+        async move { answer.await.unwrap_or_else(|_| Err(self.lost())) }.boxed()
+    }
+}
+
+impl History for SqliteStore {
+    fn attempts(&self, hook: HookId, before: Option<AttemptId>, limit: usize) -> Answer<'_, Vec<AttemptRow>> {
+        self.read(&self.questions, move |db| history::attempts(db, hook, before, limit))
+    }
+
+    fn attempts_of(&self, pos: Pos, limit: usize) -> Answer<'_, Vec<AttemptRow>> {
+        self.read(&self.questions, move |db| history::attempts_of(db, pos, limit))
+    }
+
+    fn states_of(&self, pos: Pos) -> Answer<'_, Vec<(HookId, DeliveryState)>> {
+        self.read(&self.questions, move |db| history::states_of(db, pos))
+    }
+
+    fn totals(&self) -> Answer<'_, Totals> {
+        self.read(&self.questions, history::totals)
+    }
+}

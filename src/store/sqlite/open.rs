@@ -135,7 +135,7 @@ impl OpenError {
         matches!(self, Self::Foreign { .. } | Self::Empty { .. })
     }
 
-    fn database(folder: &Path) -> impl Fn(rusqlite::Error) -> Self {
+    pub(super) fn database(folder: &Path) -> impl Fn(rusqlite::Error) -> Self + use<> {
         let folder = folder.to_owned();
         move |source| match source.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
@@ -168,7 +168,10 @@ pub(super) struct Database {
 impl Database {
     /// A connection that only reads.
     pub(super) fn reader(&self) -> rusqlite::Result<Connection> {
-        let db = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let db = Connection::open_with_flags(
+            &self.path,
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
         db.pragma_update(None, "cache_size", -i64::from(READER_CACHE_KIB))?;
         db.pragma_update(None, "mmap_size", 0)?;
         db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
@@ -206,17 +209,17 @@ pub(super) fn open(config: &SqliteConfig) -> Result<Opened, OpenError> {
         check_identity(config, &db)?;
     }
     migrate(config, &mut db)?;
-    let (store_id, epochs) = identify(config, &db).map_err(&fail)?.ok_or_else(|| OpenError::Damaged {
-        folder: folder.clone(),
-        source: None,
-    })?;
+    let (store_id, epochs) = identify(config, &db)
+        .map_err(&fail)?
+        .ok_or_else(|| OpenError::Damaged { folder: folder.clone(), source: None })?;
     // What the log of the last process held is in the database before anything
     // is read; it may be large, and readers are faster without it.
     db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(&fail)?;
     File::open(folder).and_then(|file| file.sync_all()).map_err(|source| io_error(folder, source))?;
     let store = meta(&db, "clock_ms").map_err(&fail)?;
     let wall_ms = meta(&db, "wall_ms").map_err(&fail)?;
-    let stored = store.zip(wall_ms).map(|(store, wall_ms)| StoredClock { store: crate::event::StoreTime(store), wall_ms });
+    let stored =
+        store.zip(wall_ms).map(|(store, wall_ms)| StoredClock { store: crate::event::StoreTime(store), wall_ms });
     let next: Option<i64> = meta(&db, "next_seq").map_err(&fail)?;
     let next_attempt = meta(&db, "next_attempt").map_err(&fail)?.unwrap_or(1);
     Ok(Opened {
@@ -249,11 +252,7 @@ fn refuse_empty(config: &SqliteConfig) -> Result<(), OpenError> {
     if config.accept_store.as_deref() == Some(ACCEPT_NEW) {
         return Ok(());
     }
-    Err(OpenError::Empty {
-        folder: config.folder.clone(),
-        pool: config.pool.clone(),
-        expected_store: expected.clone(),
-    })
+    Err(OpenError::Empty { folder: config.folder.clone(), pool: config.pool.clone(), expected_store: expected.clone() })
 }
 
 /// Before anything is written.

@@ -98,8 +98,7 @@ impl Record<'_> {
         if let Some(attempt) = &outcome.attempt {
             let is_ok = outcome.next == Next::Done;
             delta.failed = i64::from(!is_ok);
-            delta.last =
-                Some(LastAttempt { ms: attempt.at.as_millisecond(), code: attempt.code.unwrap_or_default() });
+            delta.last = Some(LastAttempt { ms: attempt.at.as_millisecond(), code: attempt.code.unwrap_or_default() });
             self.keep_attempt(outcome, attempt, is_superseded)?;
         }
         self.effects.deltas.push(delta);
@@ -130,7 +129,18 @@ impl Record<'_> {
         let key = row.key.map(|key| key.0);
         let (hook, sub, reason) = (outcome.hook.0, row.sub.0, reason as i64);
         insert.execute((
-            bucket, hook, seq, sub, key, row.shape, reason, code, error, row.tries, self.now.0, self.wall_ms,
+            bucket,
+            hook,
+            seq,
+            sub,
+            key,
+            row.shape,
+            reason,
+            code,
+            error,
+            row.tries,
+            self.now.0,
+            self.wall_ms,
         ))?;
         Ok(())
     }
@@ -240,8 +250,7 @@ fn last(outcome: &Outcome, found: &Found) -> (Option<u16>, Option<String>) {
 /// Deletes a pending row.
 fn delete(db: &Connection, hook: HookId, pos: Pos, tries: u16) -> Result<bool> {
     let (bucket, seq) = (rows::bucket_of(pos), rows::seq_of(pos));
-    let mut owed =
-        db.prepare_cached("DELETE FROM owed WHERE bucket = ?1 AND hook = ?2 AND seq = ?3 AND tries = ?4")?;
+    let mut owed = db.prepare_cached("DELETE FROM owed WHERE bucket = ?1 AND hook = ?2 AND seq = ?3 AND tries = ?4")?;
     if owed.execute((bucket, hook.0, seq, tries))? == 1 {
         return Ok(true);
     }

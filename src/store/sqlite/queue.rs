@@ -152,7 +152,10 @@ impl Queue {
     }
 
     /// Puts a command behind the others.
-    pub(super) fn command<T>(&self, make: impl FnOnce(Reply<T>) -> Command) -> oneshot::Receiver<Result<T, StoreError>> {
+    pub(super) fn command<T>(
+        &self,
+        make: impl FnOnce(Reply<T>) -> Command,
+    ) -> oneshot::Receiver<Result<T, StoreError>> {
         let (reply, answer) = oneshot::channel();
         let command = make(reply);
         let mut waiting = self.lock();
@@ -200,9 +203,10 @@ impl Queue {
                 return waiting.take();
             }
             let now = clock::monotonic();
+            let patience_left = patience.saturating_sub(now.saturating_duration_since(begin));
             let left = match waiting.outcomes_since {
-                Some(since) => OUTCOMES_WAIT.saturating_sub(now.saturating_duration_since(since)),
-                None => patience.saturating_sub(now.saturating_duration_since(begin)),
+                Some(since) => OUTCOMES_WAIT.saturating_sub(now.saturating_duration_since(since)).min(patience_left),
+                None => patience_left,
             };
             if left.is_zero() {
                 return waiting.take();

@@ -40,7 +40,8 @@ impl Registrar<'_> {
             Register::Sub(sub) => self.sub(sub),
             Register::HookGone { namespace_uid, name } => {
                 let Some(id) = hook_id(self.db, &namespace_uid, &name)? else { return Ok(Registered::Done) };
-                let mut update = self.db.prepare_cached("UPDATE hook SET gone_at = coalesce(gone_at, ?2) WHERE id = ?1")?;
+                let mut update =
+                    self.db.prepare_cached("UPDATE hook SET gone_at = coalesce(gone_at, ?2) WHERE id = ?1")?;
                 update.execute((id.0, self.now.0))?;
                 self.changes.push(RouteChange::HookGone(id));
                 Ok(Registered::Done)
@@ -126,9 +127,8 @@ impl Registrar<'_> {
     }
 
     fn namespace_gone(&mut self, uid: &str) -> Result<()> {
-        let mut update = self
-            .db
-            .prepare_cached("UPDATE ns SET gone_at = coalesce(gone_at, ?2) WHERE uid = ?1 RETURNING id")?;
+        let mut update =
+            self.db.prepare_cached("UPDATE ns SET gone_at = coalesce(gone_at, ?2) WHERE uid = ?1 RETURNING id")?;
         let ns: Option<i64> = update.query_row((uid, self.now.0), |row| row.get(0)).optional()?;
         let Some(ns) = ns else { return Ok(()) };
         let mut subs = self.db.prepare_cached(
@@ -138,9 +138,8 @@ impl Registrar<'_> {
         for id in subs.query_map((ns, self.now.0), |row| row.get(0))? {
             self.changes.push(RouteChange::SubGone(SubId(id?)));
         }
-        let mut hooks = self
-            .db
-            .prepare_cached("UPDATE hook SET gone_at = coalesce(gone_at, ?2) WHERE ns = ?1 RETURNING id")?;
+        let mut hooks =
+            self.db.prepare_cached("UPDATE hook SET gone_at = coalesce(gone_at, ?2) WHERE ns = ?1 RETURNING id")?;
         for id in hooks.query_map((ns, self.now.0), |row| row.get(0))? {
             self.changes.push(RouteChange::HookGone(HookId(id?)));
         }
@@ -177,9 +176,9 @@ pub(super) fn pos_at(db: &Connection, time: Timestamp, next: Pos) -> Result<Pos>
 /// Keeps a note on a hook.
 pub(super) fn note(db: &Connection, hook: HookId, note: &HookNote) -> Result<()> {
     match note {
-        HookNote::Circuit(circuit) => db
-            .prepare_cached("UPDATE hook SET circuit = ?2 WHERE id = ?1")?
-            .execute((hook.0, circuit.as_deref()))?,
+        HookNote::Circuit(circuit) => {
+            db.prepare_cached("UPDATE hook SET circuit = ?2 WHERE id = ?1")?.execute((hook.0, circuit.as_deref()))?
+        }
         HookNote::Withdrawn(time) => db
             .prepare_cached("UPDATE hook SET withdrawn = max(coalesce(withdrawn, 0), ?2) WHERE id = ?1")?
             .execute((hook.0, time.as_millisecond()))?,

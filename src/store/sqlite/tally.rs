@@ -125,7 +125,7 @@ impl Ledger {
             db.prepare("SELECT hook, delivered, failed, pending, dead, last_ms, last_code, mark FROM tally")?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
-            let count = |index| Ok(u64::try_from(row.get::<_, i64>(index)?).unwrap_or_default());
+            let count = |index| Ok::<_, rusqlite::Error>(u64::try_from(row.get::<_, i64>(index)?).unwrap_or_default());
             let tally = Tally {
                 hook: HookId(row.get(0)?),
                 delivered: count(1)?,
@@ -193,11 +193,7 @@ impl Ledger {
 
     /// When rows want to be written, if they do.
     pub(super) fn due(&self) -> Option<StoreTime> {
-        if !self.round.is_empty() {
-            Some(StoreTime(0))
-        } else {
-            (!self.dirty.is_empty()).then_some(self.next_round)
-        }
+        if !self.round.is_empty() { Some(StoreTime(0)) } else { (!self.dirty.is_empty()).then_some(self.next_round) }
     }
 
     /// Appends a transaction's changes to the log; gives the entry's number.
