@@ -10,6 +10,8 @@ use crate::{
     store::{DiscardReason, HookId, News, Router, StoreLimits},
 };
 
+use super::rows::Epochs;
+
 /// Positions of one bucket: `bucket = seq >> BUCKET_SHIFT`.
 pub(super) const BUCKET_SHIFT: u32 = 14;
 /// Rows that one step of maintenance touches at most.
@@ -29,8 +31,8 @@ pub(super) struct Step<'a> {
     pub(super) limits: &'a StoreLimits,
     /// The next position that will be given out.
     pub(super) next: Pos,
-    /// Epoch of the store, part of every event's id.
-    pub(super) epoch: u16,
+    /// Epochs of the store, part of every event's id.
+    pub(super) epochs: &'a Epochs,
     /// What it will mean.
     pub(super) effects: &'a mut Effects,
 }
@@ -44,6 +46,17 @@ pub(super) struct Effects {
     pub(super) deltas: Vec<TallyDelta>,
     /// Changes of the store's totals.
     pub(super) totals: TotalsDelta,
+    /// Bytes of events that were taken from `bucket_ns`, by number of namespace.
+    pub(super) freed: Vec<(i64, u64)>,
+}
+
+/// The last attempt of a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LastAttempt {
+    /// Wall time of its start, milliseconds since 1970.
+    pub(super) ms: i64,
+    /// Status code of the answer; 0: none.
+    pub(super) code: u16,
 }
 
 /// A change of a hook's counters.
@@ -54,6 +67,7 @@ pub(super) struct TallyDelta {
     pub(super) failed: i64,
     pub(super) pending: i64,
     pub(super) dead: i64,
+    pub(super) last: Option<LastAttempt>,
 }
 
 /// A change of the store's totals.

@@ -12,9 +12,10 @@ CREATE TABLE hook (
   UNIQUE (ns, name)
 );
 CREATE INDEX hook_gone ON hook (gone_at) WHERE gone_at IS NOT NULL;
+-- from_ms: wall time since when events are owed; NULL: as far as retention reaches.
 CREATE TABLE sub (
   id INTEGER PRIMARY KEY AUTOINCREMENT, hook INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL UNIQUE,
-  created INTEGER NOT NULL, from_seq INTEGER NOT NULL, live_from INTEGER NOT NULL, document TEXT NOT NULL,
+  created INTEGER NOT NULL, from_ms INTEGER, from_seq INTEGER NOT NULL, live_from INTEGER NOT NULL, document TEXT NOT NULL,
   gone_at INTEGER
 );
 CREATE INDEX sub_hook ON sub (hook);
