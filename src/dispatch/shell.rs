@@ -140,7 +140,7 @@ impl Dispatcher {
             result = self.recorded.changed() => Input::Recorded(result.is_ok()),
             Some(ended) = self.tasks.join_next() => Input::Ended(ended),
             command = self.commands.recv() => Input::Command(command),
-            count = self.news.recv_many(batch, NEWS_BATCH), if !self.news.is_closed() || !self.news.is_empty() => Input::News(count),
+            count = self.news.recv_many(batch, NEWS_BATCH), if !self.news.is_done() => Input::News(count),
             result = &mut self.notes_done => Input::Notes(result),
             () = tokio::time::sleep(wait) => Input::Timer,
         }

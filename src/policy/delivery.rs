@@ -293,6 +293,8 @@ mod tests {
                 jitter_percent: Some(number),
                 rate_limit: Some(RateLimit { rate: number, per: duration }),
                 concurrency: Some(number),
+                order: None,
+                on_dead: None,
                 circuit: Some(Circuit { failures: number }),
                 max_age: Some(duration),
                 dead_on: vec![number; 40],

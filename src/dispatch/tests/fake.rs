@@ -166,6 +166,9 @@ pub(super) fn entry(generation: i64, suspended: bool) -> Arc<WebhookEntry> {
         method: VerificationMethod::None,
         suspended,
         verification: VerificationEntry::default(),
+        settings: Arc::default(),
+        sending: crate::policy::sending::SendingSpec::plain(Dialect::StandardWebhooks).shared(),
+        reload: None,
     })
 }
 
