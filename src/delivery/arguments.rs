@@ -24,13 +24,26 @@ pub struct DeliveryArguments {
     /// Address of the internal API (HTTPS).
     #[arg(long, env = "POSTHORN_INTERNAL_LISTEN", default_value = "0.0.0.0:8444")]
     pub internal_listen: SocketAddr,
+    /// Address of ingest (HTTP), where publishers hand events in.
+    #[arg(long, env = "POSTHORN_INGEST_LISTEN", default_value = "0.0.0.0:8080")]
+    pub ingest_listen: SocketAddr,
+    /// Folder of the store, on a volume that outlives the pod.
+    #[arg(long, env = "POSTHORN_DATA_DIR", default_value = "/data")]
+    pub data_dir: PathBuf,
+    /// Folder in memory, where Secrets survive a restart of the container but
+    /// not the pod.
+    #[arg(long, env = "POSTHORN_RUN_DIR", default_value = "/run/posthorn")]
+    pub run_dir: PathBuf,
+    /// Name of this pod, as DeliveryPool.status.stores records its store.
+    #[arg(long, env = "HOSTNAME", default_value = "posthorn")]
+    pub pod_name: String,
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "POSTHORN_HEALTH_LISTEN", default_value = "0.0.0.0:8081")]
     pub health_listen: SocketAddr,
     /// Folder with tls.crt and tls.key of the internal API.
     #[arg(long, env = "POSTHORN_TLS_DIR", default_value = "/etc/posthorn/tls")]
     pub tls_dir: PathBuf,
-    /// Folder with the key of fingerprints. Probes do not need it.
+    /// Folder with the key of fingerprints.
     #[arg(long, env = "POSTHORN_KEYS_DIR", default_value = "/etc/posthorn/keys")]
     pub keys_dir: PathBuf,
     /// ServiceAccount that may call the internal API, as NAMESPACE/NAME; may be

@@ -104,10 +104,16 @@ impl Board {
             pending: tally.pending,
             dead_letters: tally.dead,
             overflow: tally.dead.saturating_sub(cards),
-            last_time: (tally.last_ms > 0).then(|| to_second(Timestamp::from_millisecond(tally.last_ms).ok())).flatten(),
+            last_time: (tally.last_ms > 0)
+                .then(|| to_second(Timestamp::from_millisecond(tally.last_ms).ok()))
+                .flatten(),
             last_status_code: (tally.last_code > 0).then_some(tally.last_code),
             health: health(line),
-            gone_since: line.health.as_ref().filter(|health| is_gone(&health.view)).and_then(|h| to_second(Some(h.since))),
+            gone_since: line
+                .health
+                .as_ref()
+                .filter(|health| is_gone(&health.view))
+                .and_then(|h| to_second(Some(h.since))),
         })
     }
 }

@@ -61,9 +61,27 @@ pub struct CardKeeper {
     unwanted: VecDeque<(String, String)>,
     compared: usize,
     paused_until: Option<Instant>,
+    metrics: CardMetrics,
+}
+
+/// What is counted of cards. Clones share their counts.
+#[derive(Clone, Debug, Default)]
+pub struct CardMetrics {
     standing: Gauge,
     overflow: Counter,
     writes: Family<WriteLabel, Counter>,
+}
+
+impl CardMetrics {
+    /// Counts that the registry shows.
+    pub fn register(registry: &mut MetricsRegistry) -> Self {
+        let metrics = Self::default();
+        registry.register("dead_letters_standing", "DeadLetter cards that stand", metrics.standing.clone());
+        let help = "Dead Deliveries without a card for want of room";
+        registry.register("dead_letters_overflow", help, metrics.overflow.clone());
+        registry.register("dead_letter_writes", "Writes of DeadLetter cards by outcome", metrics.writes.clone());
+        metrics
+    }
 }
 
 /// What became of a wish for a card.
@@ -75,7 +93,13 @@ enum Made {
 
 impl CardKeeper {
     /// Keeps the cards of a store.
-    pub fn new(store: Arc<dyn Partition>, directory: Arc<dyn Directory>, client: Client, cards: Cards) -> Self {
+    pub fn new(
+        store: Arc<dyn Partition>,
+        directory: Arc<dyn Directory>,
+        client: Client,
+        cards: Cards,
+        metrics: CardMetrics,
+    ) -> Self {
         let budget = Budget::new(store.store_now());
         Self {
             store,
@@ -88,21 +112,8 @@ impl CardKeeper {
             unwanted: VecDeque::new(),
             compared: 0,
             paused_until: None,
-            standing: Gauge::default(),
-            overflow: Counter::default(),
-            writes: Family::default(),
+            metrics,
         }
-    }
-
-    /// Registers what it counts.
-    pub fn register(&self, registry: &mut MetricsRegistry) {
-        registry.register("dead_letters_standing", "DeadLetter cards that stand", self.standing.clone());
-        registry.register(
-            "dead_letters_overflow",
-            "Dead Deliveries without a card for want of room",
-            self.overflow.clone(),
-        );
-        registry.register("dead_letter_writes", "Writes of DeadLetter cards by outcome", self.writes.clone());
     }
 
     /// Keeps cards until the store fails; drop the future to end.
@@ -219,7 +230,7 @@ impl CardKeeper {
         self.compare_with_store().await?;
         self.make().await?;
         self.remove().await;
-        self.standing.set(i64::try_from(self.cards.places().len()).unwrap_or(i64::MAX));
+        self.metrics.standing.set(i64::try_from(self.cards.places().len()).unwrap_or(i64::MAX));
         Ok(())
     }
 
@@ -316,7 +327,7 @@ impl CardKeeper {
             let reserved = reserved.entry(row.hook).or_default();
             let has_room = *reserved < places_left && self.cards.places().has_room(&hook);
             let state = if !has_room {
-                self.overflow.inc();
+                self.metrics.overflow.inc();
                 CardState::Overflow
             } else if is_spent || self.paused_until.is_some() {
                 *reserved += 1;
@@ -325,7 +336,7 @@ impl CardKeeper {
                 match self.make_one(&hook, &row).await {
                     Made::Stands => CardState::Made,
                     Made::NoRoom => {
-                        self.overflow.inc();
+                        self.metrics.overflow.inc();
                         CardState::Overflow
                     }
                     Made::Later => {
@@ -387,7 +398,7 @@ impl CardKeeper {
     }
 
     fn count(&self, outcome: &'static str) {
-        self.writes.get_or_create(&WriteLabel { outcome }).inc();
+        self.metrics.writes.get_or_create(&WriteLabel { outcome }).inc();
     }
 
     /// Deletes cards that should not stand, as far as the budget goes.

@@ -20,7 +20,7 @@ use std::{
 };
 
 pub use budget::{Budget, CARD_WRITES_BURST, CARD_WRITES_PER_SECOND};
-pub use keeper::{CardKeeper, DISMISS_DELAY, WriteLabel};
+pub use keeper::{CardKeeper, CardMetrics, DISMISS_DELAY, WriteLabel};
 pub use places::{CARDS_MAX, CARDS_PER_NAMESPACE_MAX};
 
 use crate::{
