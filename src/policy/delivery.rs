@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::api::webhook::{Dialect, WebhookSpec};
 
-/// How a Webhook wants to be delivered to.
-#[derive(Clone, Debug, PartialEq)]
+/// How a Webhook wants to be delivered to. The store keeps it in this form for
+/// times without the API server: a new field needs a `serde(default)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct DeliverySettings {
     /// Time that one attempt may take in all.
     pub timeout: Duration,
@@ -34,7 +38,8 @@ pub struct DeliverySettings {
 }
 
 /// When failed attempts are repeated.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum RetryPlan {
     /// After these intervals.
     Schedule(Vec<Duration>),
@@ -52,7 +57,7 @@ pub enum RetryPlan {
 }
 
 /// So many requests in a period.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
     /// Requests.
     pub requests: u32,

@@ -7,14 +7,18 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::api::{
     SecretKeyRef, WebhookSpec,
     defaults::{SIGNING_SECRET_KEY, signing_secret_name},
     webhook::{ChallengeHttpMethod, Dialect, Header, HeaderFrom, Tls},
 };
 
-/// How requests to a Webhook are made.
-#[derive(Clone, PartialEq, Eq, Hash)]
+/// How requests to a Webhook are made. The store keeps it in this form for times
+/// without the API server: a new field needs a `serde(default)`.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SendingSpec {
     /// What the receiver speaks.
     pub dialect: Dialect,
@@ -31,7 +35,8 @@ pub struct SendingSpec {
 }
 
 /// Where the keys are that sign.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum SigningSource {
     /// Nowhere: requests go out unsigned.
     Unsigned,
@@ -66,8 +71,13 @@ impl SendingSpec {
             headers_from: spec.headers_from.clone().into(),
             tls: spec.tls.clone().map(Box::new),
         };
-        let plain = PLAIN.iter().find(|plain| ***plain == compiled);
-        plain.map_or_else(|| Arc::new(compiled), Arc::clone)
+        compiled.shared()
+    }
+
+    /// Puts a spec on the heap; equal plain specs share their memory.
+    pub fn shared(self) -> Arc<Self> {
+        let plain = PLAIN.iter().find(|plain| ***plain == self);
+        plain.map_or_else(|| Arc::new(self), Arc::clone)
     }
 
     /// A spec that says nothing but its dialect.
