@@ -14,6 +14,7 @@
 
 mod entry;
 mod feed;
+mod intern;
 mod pattern;
 mod shared;
 
@@ -28,10 +29,12 @@ pub use shared::SharedIndex;
 
 use entry::{Identity, compile_subscription, compile_webhook};
 use feed::{Feed, ObjectKey, State};
+use intern::Interner;
 use kube::api::ObjectMeta;
 
 use crate::{
     api::{DEFAULT_POOL, Subscription, Webhook},
+    policy::delivery::DeliverySettings,
     wire::index_feed::{FeedKind, FeedPage, FeedQuery},
 };
 
@@ -54,10 +57,11 @@ pub struct Index {
     /// By [`WatchedKind`].
     listings: [Listing; 3],
     feed: Feed,
+    settings: Interner<DeliverySettings>,
 }
 
 /// An event goes to this Webhook.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Match {
     /// The Webhook.
     pub webhook: Arc<WebhookEntry>,
@@ -115,7 +119,13 @@ impl Index {
     /// An empty index of a pool. `instance` is random, so that followers notice
     /// a new start.
     pub fn new(pool: &str, instance: &str) -> Self {
-        Self { pool: pool.into(), namespaces: BTreeMap::new(), listings: Default::default(), feed: Feed::new(instance) }
+        Self {
+            pool: pool.into(),
+            namespaces: BTreeMap::new(),
+            listings: Default::default(),
+            feed: Feed::new(instance),
+            settings: Interner::default(),
+        }
     }
 
     /// A listing of a kind begins: until [`Index::end_list`] everything that
@@ -191,7 +201,7 @@ impl Index {
     /// server has none.
     pub fn apply_webhook(&mut self, webhook: &Webhook) {
         let Some(id) = self.identity(&webhook.metadata) else { return };
-        let entry = compile_webhook(&id, webhook);
+        let entry = compile_webhook(&id, webhook, &mut self.settings);
         self.put(WatchedKind::Webhook, FeedKind::Webhook, id, entry, |slot| &mut slot.webhooks);
     }
 
