@@ -11,6 +11,7 @@ pub mod internal_api;
 mod metrics;
 pub mod probe;
 mod problem;
+pub mod registrar;
 pub mod slots;
 
 use std::{env, io, net::SocketAddr, sync::Arc, time::Duration};
