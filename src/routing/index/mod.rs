@@ -12,6 +12,7 @@
 //! when its objects are long listed. With them parked, holding is decided by the
 //! present state alone and never needs to ask the API server again.
 
+pub mod document;
 mod entry;
 mod feed;
 mod intern;
