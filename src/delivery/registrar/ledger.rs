@@ -90,10 +90,10 @@ impl Ledger {
         for hook in &known.hooks {
             ledger.last_hook = ledger.last_hook.max(hook.id);
             names.insert(hook.id, &hook.hook.name);
+            let namespace = ledger.namespace_of(&hook.hook.namespace_uid, &hook.hook.namespace);
             if hook.gone_at.is_some() {
                 continue;
             }
-            let namespace = ledger.namespace_of(&hook.hook.namespace_uid, &hook.hook.namespace);
             namespace.hooks.insert(Arc::clone(&hook.hook.name), HookRecord::restore(hook));
         }
         for sub in &known.subs {

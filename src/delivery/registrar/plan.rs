@@ -184,7 +184,7 @@ impl Planner<'_> {
                 self.hook(&uid, object, facts, document);
             }
             (Home::Other { pool, .. }, Seen::Used(entry), Some(_)) => {
-                let document = document::of_webhook(entry, Standing::Moved(pool.clone()));
+                let document = document::of_webhook(entry, Standing::Moved((&**pool).into()));
                 let facts = HookFacts::of(entry);
                 self.hook(&uid, object, facts, document);
             }
@@ -239,7 +239,7 @@ impl Planner<'_> {
                 self.serve(&uid, object, &entry, known);
             }
             (Home::Other { pool, .. }, Seen::Used(entry), Some(record)) => {
-                let document = document::of_subscription(entry, Standing::Moved(pool.clone()));
+                let document = document::of_subscription(entry, Standing::Moved((&**pool).into()));
                 self.known_sub(&uid, record, &object.name, document);
                 self.tell_with_last(object);
             }

@@ -88,7 +88,7 @@ pub enum Home {
         /// UID of the namespace.
         uid: Arc<str>,
         /// The pool.
-        pool: Box<str>,
+        pool: Arc<str>,
     },
 }
 

@@ -30,7 +30,7 @@ pub use entry::{
 pub use feed::TOMBSTONES_MAX;
 pub use journal::{Change, Changes, Home, Object, Seen};
 pub use pattern::EventPattern;
-pub use query::{Counts, Match};
+pub use query::{Counts, Match, Responsibility};
 pub use restore::{NamespaceRecord, ObjectRecord};
 pub use shared::SharedIndex;
 
@@ -91,7 +91,7 @@ struct NamespaceSlot {
 struct NamespaceFacts {
     uid: Arc<str>,
     /// The pool that is responsible for it if it is not this one.
-    other_pool: Option<Box<str>>,
+    other_pool: Option<Arc<str>>,
     listing: u32,
 }
 

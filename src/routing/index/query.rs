@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Index, SubscriptionEntry, WebhookEntry};
+use super::{Index, NamespaceFacts, SubscriptionEntry, WatchedKind, WebhookEntry};
 
 /// An event goes to this Webhook.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,6 +12,24 @@ pub struct Match {
     /// The Subscriptions that matched, oldest first: the first one shapes the
     /// Delivery.
     pub subscriptions: Vec<Arc<SubscriptionEntry>>,
+}
+
+/// Whose a namespace is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Responsibility {
+    /// Of this pool.
+    Ours {
+        /// Its name; clones share one text.
+        name: Arc<str>,
+        /// Its UID: the identity of its data.
+        uid: Arc<str>,
+    },
+    /// Of this other pool.
+    Other(Arc<str>),
+    /// There is no such namespace.
+    Unknown,
+    /// It cannot be told before the namespaces were listed.
+    NotListed,
 }
 
 /// How much the index holds.
@@ -54,16 +72,20 @@ impl Index {
     }
 
     /// UID of a namespace of this pool: the identity of its data.
-    pub fn namespace_uid(&self, namespace: &str) -> Option<&Arc<str>> {
+    pub fn namespace_uid(&self, namespace: &str) -> Option<&str> {
         let facts = self.namespaces.get(namespace)?.facts.as_ref()?;
-        facts.is_ours().then_some(&facts.uid)
+        facts.is_ours().then_some(&*facts.uid)
     }
 
-    /// The pool that is responsible for a namespace; none if there is no such
-    /// namespace, or it was not seen yet.
-    pub fn responsible_pool(&self, namespace: &str) -> Option<&str> {
-        let facts = self.namespaces.get(namespace)?.facts.as_ref()?;
-        Some(facts.other_pool.as_deref().unwrap_or(&self.pool))
+    /// Whose namespace this is.
+    pub fn responsibility(&self, namespace: &str) -> Responsibility {
+        let known = self.namespaces.get_key_value(namespace);
+        match known.and_then(|(name, slot)| Some((name, slot.facts.as_ref()?))) {
+            Some((_, NamespaceFacts { other_pool: Some(pool), .. })) => Responsibility::Other(Arc::clone(pool)),
+            Some((name, facts)) => Responsibility::Ours { name: Arc::clone(name), uid: Arc::clone(&facts.uid) },
+            None if self.listings[WatchedKind::Namespace as usize].complete => Responsibility::Unknown,
+            None => Responsibility::NotListed,
+        }
     }
 
     /// How much the index holds.

@@ -138,7 +138,7 @@ impl Index {
         let listing = self.unseen_listing(WatchedKind::Namespace);
         let other_pool = match standing {
             Standing::Served | Standing::Refused => None,
-            Standing::Moved(pool) => Some(pool.clone()),
+            Standing::Moved(pool) => Some((&**pool).into()),
         };
         let name = self.intern(record.name);
         let slot = self.namespaces.entry(name).or_default();
