@@ -14,5 +14,6 @@ mod inbox;
 mod index;
 mod internal_api;
 mod plugin;
+mod table;
 mod tidy;
 mod watch;
