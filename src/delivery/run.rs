@@ -3,6 +3,7 @@
 use std::{env, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -134,6 +135,8 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
     let dispatch_metrics = DispatchMetrics::register(&mut registry);
     let card_metrics = CardMetrics::register(&mut registry);
     let ingest_metrics = IngestMetrics::register(&mut registry);
+    let routed = Gauge::default();
+    registry.register("routed_subscriptions", "Subscriptions that new events are matched with", routed.clone());
 
     let health = Health::default();
     let [store, known, egress, tls, keys, serving] =
@@ -179,7 +182,7 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
         shutdown: shutdown.clone(),
         arguments,
     };
-    let ended = match store_folder::open(&base.arguments, &client, &store, &shutdown).await {
+    let ended = match store_folder::open(&base.arguments, &client, &store, &routed, &shutdown).await {
         Ok(Some(open)) => base.deliver(open, internal, publishers).await.map_err(RunError::Store),
         Ok(None) => Ok(()),
         Err(error) => Err(RunError::Open(error)),

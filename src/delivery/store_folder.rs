@@ -5,6 +5,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use kube::{Api, Client};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +49,7 @@ pub(super) async fn open(
     arguments: &DeliveryArguments,
     client: &Client,
     health: &ComponentHealth,
+    routed: &Gauge,
     shutdown: &CancellationToken,
 ) -> Result<Option<OpenStore>, OpenError> {
     let mut told = String::new();
@@ -67,7 +69,7 @@ pub(super) async fn open(
                 "waits for the API server: the volume is empty, and whether it should be stands in the DeliveryPool"
                     .to_owned()
             }
-            Some(recorded) => match open_now(arguments, recorded).await {
+            Some(recorded) => match open_now(arguments, recorded, routed.clone()).await {
                 Ok(open) => {
                     tracing::info!(store = open.store.store_id(), "the store is open");
                     health.ready();
@@ -102,7 +104,7 @@ fn recorded(pool: &DeliveryPool, pod: &str) -> Recorded {
     }
 }
 
-async fn open_now(arguments: &DeliveryArguments, recorded: Recorded) -> Result<OpenStore, OpenError> {
+async fn open_now(arguments: &DeliveryArguments, recorded: Recorded, routed: Gauge) -> Result<OpenStore, OpenError> {
     let config = SqliteConfig {
         folder: arguments.data_dir.clone(),
         pool: arguments.pool.clone(),
@@ -115,7 +117,7 @@ async fn open_now(arguments: &DeliveryArguments, recorded: Recorded) -> Result<O
     // Recovery reads the disk for as long as it takes.
     let opened = tokio::task::spawn_blocking(move || {
         let (sender, news) = news_channel();
-        let store = SqliteStore::open(config, Box::new(RoutingTable::default()), sender)?;
+        let store = SqliteStore::open(config, Box::new(RoutingTable::counted(routed)), sender)?;
         Ok(OpenStore { store, news })
     });
     opened.await.unwrap_or_else(|panic| Err(panicked(&folder, panic)))

@@ -15,6 +15,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use k8s_openapi::jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
 use smallvec::SmallVec;
 
 use crate::{
@@ -33,6 +34,8 @@ pub struct RoutingTable {
     subs: HashMap<SubId, Sub>,
     /// By UID.
     namespaces: HashMap<Arc<str>, Namespace>,
+    /// Subscriptions that are routed to, for whoever watches from outside.
+    routed: Gauge,
 }
 
 #[derive(Debug)]
@@ -137,10 +140,17 @@ impl Router for RoutingTable {
                 RouteChange::SubGone(id) => self.remove_sub(*id),
             }
         }
+        self.routed.set(i64::try_from(self.subs.len()).unwrap_or(i64::MAX));
     }
 }
 
 impl RoutingTable {
+    /// A table that routes nothing yet and shows in a gauge how many
+    /// Subscriptions it serves.
+    pub fn counted(routed: Gauge) -> Self {
+        Self { routed, ..Self::default() }
+    }
+
     /// A table that routes nothing.
     pub fn new() -> Self {
         Self::default()

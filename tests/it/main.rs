@@ -16,5 +16,6 @@ mod index;
 mod ingest;
 mod internal_api;
 mod plugin;
+mod table;
 mod tidy;
 mod watch;
