@@ -13,6 +13,7 @@ pub mod directory;
 mod egress_policy;
 mod hooks;
 pub mod internal_api;
+mod kept_pool;
 mod limits;
 mod metrics;
 pub mod probe;

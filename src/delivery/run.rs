@@ -20,7 +20,7 @@ use super::{
     egress_policy::{self, ClientSource},
     hooks::PodHooks,
     internal_api::InternalApi,
-    limits,
+    kept_pool, limits,
     metrics::DeliveryMetrics,
     probe::Prober,
     registrar::Registrar,
@@ -144,7 +144,7 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
     let health_end = CancellationToken::new();
     let health_server = tokio::spawn(server::serve(health_listener, health, registry, health_end.clone()));
 
-    let (pool_sender, pool) = watch::channel(PoolView::default());
+    let (pool_sender, pool) = watch::channel(kept_pool::read(&arguments.run_dir));
     let (clients_sender, clients) = watch::channel(None);
     let watches = Watches {
         client: client.clone(),
@@ -161,6 +161,7 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
     followers.spawn(watches.run(pool_sender));
     followers.spawn(egress_policy::follow(pool.clone(), source, clients_sender, egress));
     followers.spawn(tell_when_synced(Arc::clone(&index), known));
+    followers.spawn(kept_pool::follow(arguments.run_dir.clone(), pool.clone()));
     let run_dir = open_run_dir(&arguments);
     let key = fingerprint_key::follow(&arguments.keys_dir, run_dir.clone(), keys);
 

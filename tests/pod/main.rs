@@ -6,6 +6,8 @@
 //! was killed. Each test has a short form, which `make test` runs;
 //! `POSTHORN_FAULTS=full` (`make faults`) runs the long ones.
 
+#![allow(unreachable_pub, reason = "shared by the tests of one binary")]
+
 mod crashes;
 mod deletion;
 mod disk;
