@@ -79,7 +79,8 @@ async fn cards_come_again_after_all_were_lost_and_stay_away_after_one_was_delete
     let first = stage.api.list("deadletters")[0]["metadata"]["name"].as_str().unwrap().to_owned();
     // Somebody deletes one while the pod looks on: that dismisses the Delivery.
     stage.api.delete("deadletters", NAMESPACE, &first);
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // The pod waits whether the whole kind goes before it takes a deletion as a word.
+    tokio::time::sleep(posthorn::delivery::cards::DISMISS_DELAY + Duration::from_secs(3)).await;
     assert_eq!(stage.api.list("deadletters").len(), 4);
     // All vanish while it does not look, as with a CRD that is removed.
     stage.pod.kill();

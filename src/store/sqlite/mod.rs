@@ -48,7 +48,7 @@ pub use time::{Clock, STOP_MAX, SystemClock};
 
 use self::{
     checkpoint::Checkpointer,
-    open::Opened,
+    open::{Database, Opened},
     queue::Command,
     readers::Readers,
     rows::Epochs,
@@ -78,6 +78,8 @@ pub struct SqliteStore {
     /// For everybody else.
     questions: Readers,
     thread: Option<JoinHandle<()>>,
+    /// Holds the lock for as long as anything of the store is open: dropped last.
+    _database: Database,
 }
 
 impl SqliteStore {
@@ -137,7 +139,15 @@ impl SqliteStore {
         };
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());
         let thread = thread.map_err(|source| OpenError::Io { folder: config.folder, source })?;
-        Ok(Arc::new(Self { shared, store_id, epochs, refills, questions, thread: Some(thread) }))
+        Ok(Arc::new(Self {
+            shared,
+            store_id,
+            epochs,
+            refills,
+            questions,
+            thread: Some(thread),
+            _database: opened.database,
+        }))
     }
 
     /// The random id of this store, given at its birth.
