@@ -14,5 +14,6 @@ mod inbox;
 mod index;
 mod internal_api;
 mod plugin;
+mod store;
 mod tidy;
 mod watch;
