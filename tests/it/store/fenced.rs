@@ -27,13 +27,11 @@ pub struct FencedPartition {
     inner: Arc<dyn Partition>,
     fence: Fence,
     calls_left: AtomicUsize,
-    nothing: watch::Sender<RecordTicket>,
 }
 
 impl FencedPartition {
     pub fn new(inner: Arc<dyn Partition>, fence: Fence, good_calls: usize) -> Self {
-        let nothing = watch::channel(RecordTicket(0)).0;
-        Self { inner, fence, calls_left: AtomicUsize::new(good_calls + 1), nothing }
+        Self { inner, fence, calls_left: AtomicUsize::new(good_calls + 1) }
     }
 
     /// Whether this call is (passed on, answered).
@@ -85,7 +83,7 @@ impl Partition for FencedPartition {
         if is_passed_on { self.inner.record(outcomes) } else { RecordTicket(u64::MAX) }
     }
     fn recorded(&self) -> watch::Receiver<RecordTicket> {
-        if self.calls_left.load(SeqCst) > 0 { self.inner.recorded() } else { self.nothing.subscribe() }
+        if self.calls_left.load(SeqCst) > 0 { self.inner.recorded() } else { watch::channel(RecordTicket(0)).1 }
     }
 
     fn note(&self, hook: HookId, note: HookNote) -> Answer<'_, ()> {

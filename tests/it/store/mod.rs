@@ -6,6 +6,7 @@ pub mod clock;
 mod fenced;
 mod grounds;
 mod model;
+mod random;
 pub mod router;
 mod world;
 

@@ -260,8 +260,9 @@ impl State {
         };
         let wanted: Vec<_> =
             self.events.values().filter(|e| since(e) && self.router.wants(sub, route_key(e))).cloned().collect();
+        let now = self.now();
         for event in wanted {
-            self.owe(hook, &event, sub, event.at);
+            self.owe(hook, &event, sub, now);
             self.tell(News::Changed { hook, from: event.id.pos });
         }
     }
