@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# From nothing to a verified Webhook: cluster, image, chart, examples. A second
-# run reuses what is there. `demo.sh down` takes everything away again.
+# From nothing to delivered events: cluster, image, chart, examples; then GitHub's
+# example events are published, delivered, dead-lettered where the receiver is
+# broken, and replayed once it is repaired. A second run reuses what is there.
+# `demo.sh down` takes everything away again.
 . "$(dirname "$0")/lib.sh"
 
 DEMO_NAMESPACE=posthorn-demo
 READY_SECONDS_MAX=120
 STATE=$CACHE/demo.env
+# How long events may take to arrive, to be given up, to be replayed.
+EVENTS_SECONDS_MAX=120
+RECEIVER_IMAGE=posthorn-receiver:dev
 
 # shellcheck disable=SC2086 # KUBECTL and HELM may be commands with an argument
 k() { $KUBECTL "$@"; }
@@ -35,6 +40,90 @@ show_until_ready() {
   done
 }
 
+# The receiver of the examples, which authenticates with the reference library
+# of Standard Webhooks, as an image.
+receiver_archive() {
+  local archive=$CACHE/image/receiver.tar
+  (cd "$REPOSITORY/examples/receiver" && CGO_ENABLED=0 go build -trimpath -o "$CACHE/bin/receiver" . >&2) &&
+    "$CACHE/bin/posthorn-image" --binary "$CACHE/bin/receiver" --arch "$(go env GOARCH)" --name "$RECEIVER_IMAGE" \
+      --out "$archive" >&2 &&
+    "$REPOSITORY/scripts/cluster.sh" load "$archive"
+}
+
+# What a receiver of the examples counted, as JSON.
+stats() { k get --raw "/api/v1/namespaces/$DEMO_NAMESPACE/services/$1:http/proxy/stats"; }
+
+# number FIELD: the number of that name in JSON on one line.
+number() { sed -E "s/.*\"$1\": ?([0-9]+).*/\1/;t;d"; }
+
+# until_equal TEXT WANTED COMMAND…: runs the command until it prints what is wanted.
+until_equal() {
+  local text=$1 wanted=$2 now="" before="" deadline=$((SECONDS + EVENTS_SECONDS_MAX))
+  shift 2
+  while now=$("$@" 2>&1 || true) && [ "$now" != "$wanted" ]; do
+    [ "$now" = "$before" ] || printf '%s  %s: %s of %s\n' "$(date +%T)" "$text" "$now" "$wanted"
+    before=$now
+    [ $SECONDS -lt $deadline ] || die "$text: still ${now:-nothing}, not $wanted, after $EVENTS_SECONDS_MAX s"
+    sleep 1
+  done
+  printf '%s  %s: %s\n' "$(date +%T)" "$text" "$now"
+}
+
+accepted_by() { stats "$1" | number unique; }
+cards() { k get deadletters -n "$DEMO_NAMESPACE" --no-headers 2>/dev/null | wc -l; }
+
+# Publishes through a forwarded port, as from a laptop; inside the cluster it is
+# http://posthorn-default.posthorn-system/.
+publish_events() {
+  local folder=$CACHE/publish log forward port token
+  need node "install Node.js 20 or later; it publishes the example events"
+  mkdir -p "$folder" && cp "$REPOSITORY"/examples/publish/* "$folder/" || return 1
+  (cd "$folder" && npm install --no-package-lock --no-audit --no-fund --loglevel=error >&2) || return 1
+  token=$(k create token publisher -n "$DEMO_NAMESPACE" --audience posthorn) || return 1
+  log=$(mktemp)
+  k port-forward -n "$RELEASE_NAMESPACE" service/posthorn-default :80 >"$log" 2>&1 &
+  forward=$!
+  until port=$(sed -nE 's/^Forwarding from 127.0.0.1:([0-9]+) .*/\1/p' "$log") && [ -n "$port" ]; do
+    kill -0 "$forward" 2>/dev/null || { cat "$log" >&2; return 1; }
+    sleep 0.2
+  done
+  PUBLISHED=$(POSTHORN_TOKEN=$token node "$folder/publish.mjs" "http://127.0.0.1:$port" "$DEMO_NAMESPACE")
+  local code=$?
+  kill "$forward" 2>/dev/null || true
+  wait "$forward" 2>/dev/null || true
+  rm -f "$log"
+  return $code
+}
+
+# The type names of the broken Webhook's Subscription.
+count_of() { sed -E "s/.*\"github\.$1\":([0-9]+).*/\1/;t;s/.*/0/" <<<"$PUBLISHED"; }
+
+deliver_and_replay() {
+  local total broken before
+  before=$(accepted_by receiver)
+  step "Publishing GitHub's example events" publish_events
+  total=$(number published <<<"$PUBLISHED")
+  broken=$(($(count_of pull_request) + $(count_of issues)))
+  until_equal "authenticated and accepted by the receiver" $((before + total)) accepted_by receiver
+  until_equal "given up by the broken receiver's Webhook, with a card" "$((broken < 100 ? broken : 100))" cards
+  printf '\nkubectl get deadletters -n %s\n' "$DEMO_NAMESPACE"
+  k get deadletters -n "$DEMO_NAMESPACE" | head -6
+  step "Repairing the receiver" repair
+  k delete replay --all -n "$DEMO_NAMESPACE" >/dev/null
+  # Another run of the demo is another run of the Replay.
+  step "Applying examples/replay.yaml" bash -c "sed 's/^  webhookRef:/  runId: run-$$\n  webhookRef:/' '$REPOSITORY/examples/replay.yaml' | $KUBECTL apply -f -"
+  step "Waiting until the Replay is complete" k wait replay/github-broken -n "$DEMO_NAMESPACE" --for=condition=Complete --timeout="${EVENTS_SECONDS_MAX}s"
+  until_equal "accepted by the repaired receiver" "$broken" accepted_by broken
+  until_equal "cards that are left" 0 cards
+  printf '\nkubectl get replays -n %s\n' "$DEMO_NAMESPACE"
+  k get replays -n "$DEMO_NAMESPACE"
+}
+
+repair() {
+  k set env deployment/broken FAIL- -n "$DEMO_NAMESPACE" &&
+    k rollout status deployment/broken -n "$DEMO_NAMESPACE" --timeout=60s
+}
+
 show_result() {
   printf '\nkubectl get webhooks,subscriptions -n %s\n' "$DEMO_NAMESPACE"
   k get webhooks,subscriptions -n "$DEMO_NAMESPACE"
@@ -51,9 +140,11 @@ demo_up() {
   read_state
   archive=$(image_archive)
   step "Loading the image into the cluster" "$REPOSITORY/scripts/cluster.sh" load "$archive"
+  step "Building the receiver of the examples" receiver_archive
   step "Installing the chart" "$REPOSITORY/scripts/install.sh" --values "$REPOSITORY/examples/values.yaml"
   step "Applying examples/" apply_examples
   step "Waiting until every Webhook is Ready" show_until_ready
+  deliver_and_replay
   show_result
   printf '\nThe demo is up after %d s.\n' $((SECONDS - start))
 }

@@ -8,6 +8,8 @@ toolchains
 step "Format" cargo fmt --check
 step "Lints" cargo clippy --quiet --locked --all-targets -- -D warnings
 step "Unit and integration tests" cargo test --locked --lib --bins --test it
+schemathesis=$(scripts/schemathesis.sh)
+step "Fuzzing ingest by its description" env SCHEMATHESIS="$schemathesis" cargo test --quiet --locked --test openapi
 step "Licences and sources of dependencies" scripts/deny.sh
 step "Tests of the image tool" bash -c 'cd image && go vet ./... && go test ./...'
 step "Tests of the cluster harness" bash -c 'cd tests/cluster && go test ./harness/...'

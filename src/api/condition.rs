@@ -18,12 +18,16 @@ pub enum ConditionType {
     Programmed,
     /// Webhook: deliveries to the endpoint succeed.
     Healthy,
-    /// Subscription: the spec is well formed.
+    /// Webhook: more Deliveries are dead than there are DeadLetters for.
+    DeadLetterOverflow,
+    /// Subscription, EventType: the spec is well formed.
     Accepted,
     /// Subscription: its Webhook exists.
     WebhookFound,
     /// Subscription: its Webhook is verified.
     WebhookVerified,
+    /// Replay: everything that matched has ended.
+    Complete,
     /// kstatus: work is under way.
     Reconciling,
     /// kstatus: nothing will change without help.
@@ -38,9 +42,11 @@ impl ConditionType {
             Self::Verified => "Verified",
             Self::Programmed => "Programmed",
             Self::Healthy => "Healthy",
+            Self::DeadLetterOverflow => "DeadLetterOverflow",
             Self::Accepted => "Accepted",
             Self::WebhookFound => "WebhookFound",
             Self::WebhookVerified => "WebhookVerified",
+            Self::Complete => "Complete",
             Self::Reconciling => "Reconciling",
             Self::Stalled => "Stalled",
         }

@@ -5,18 +5,21 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
-use super::{DeliveryPool, Subscription, Webhook};
+use super::{DeadLetter, DeliveryPool, EventType, Replay, Subscription, Webhook};
 
 /// Every CustomResourceDefinition of Posthorn, in the order of installation.
 ///
-/// Beyond what the types say, each gets the default
+/// Beyond what the types say, each with a status gets the default
 /// `status: {observedGeneration: -1}`: kstatus, `kubectl wait` and Argo CD then
 /// see that the controller has not looked at a fresh object yet.
 ///
 /// # Errors
 /// Only if the schema of a kind cannot be written as JSON, which a test excludes.
 pub fn all() -> Result<Vec<CustomResourceDefinition>, serde_json::Error> {
-    [Webhook::crd(), Subscription::crd(), DeliveryPool::crd()].into_iter().map(finish).collect()
+    [Webhook::crd(), Subscription::crd(), DeliveryPool::crd(), DeadLetter::crd(), Replay::crd(), EventType::crd()]
+        .into_iter()
+        .map(finish)
+        .collect()
 }
 
 /// The CRD as YAML, with a header that says where it comes from.

@@ -11,11 +11,15 @@
 
 pub mod condition;
 pub mod crds;
+pub mod dead_letter;
 pub mod defaults;
 pub mod duration;
 pub mod endpoint;
+pub mod event_type;
 pub mod pool;
+pub mod quantity;
 pub mod reason;
+pub mod replay;
 pub mod schema;
 pub mod secret_ref;
 pub mod subscription;
@@ -24,9 +28,12 @@ pub mod webhook;
 pub mod webhook_delivery;
 
 pub use condition::{ConditionStatus, ConditionType};
+pub use dead_letter::{DeadLetter, DeadLetterReason, DeadLetterSpec};
 pub use duration::Gep2257Duration;
+pub use event_type::{EventType, EventTypeSpec, EventTypeStatus};
 pub use pool::{DeliveryPool, DeliveryPoolSpec, DeliveryPoolStatus};
-pub use reason::Reason;
+pub use reason::{Problem, Reason};
+pub use replay::{Replay, ReplaySpec, ReplayStatus};
 pub use secret_ref::{SecretKeyRef, SecretNameRef};
 pub use subscription::{Subscription, SubscriptionSpec, SubscriptionStatus};
 pub use webhook::{Webhook, WebhookSpec, WebhookStatus};
@@ -41,6 +48,11 @@ pub const VERSION: &str = "v1alpha1";
 pub const POOL_LABEL: &str = "posthorn.dev/pool";
 /// The pool of a namespace that names none.
 pub const DEFAULT_POOL: &str = "default";
+/// Label on what Posthorn makes for a Webhook: the Webhook's name.
+pub const WEBHOOK_LABEL: &str = "posthorn.dev/webhook";
+/// Annotation on a DeliveryPool: the id of a store that its pod may use although
+/// another one is recorded in `status.stores`.
+pub const ACCEPT_STORE_ANNOTATION: &str = "posthorn.dev/accept-store";
 /// Annotation on a Webhook: any new value asks for a verification at once.
 pub const VERIFY_REQUESTED_ANNOTATION: &str = "posthorn.dev/verify-requested-at";
 /// Annotation on a Webhook: any new value makes Posthorn read the Secrets that

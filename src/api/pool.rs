@@ -42,6 +42,12 @@ pub struct DeliveryPoolSpec {
     /// Where accepted events are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<Store>,
+    /// How events are taken in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingest: Option<Ingest>,
+    /// What each namespace may use of the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// Which destinations the pods may call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Egress>,
@@ -75,6 +81,79 @@ pub struct Store {
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("storageClassName cannot be changed: make another DeliveryPool and move namespaces to it"))]
     pub storage_class_name: Option<String>,
+    /// How long events are kept once everything that was owed of them has ended.
+    /// What is owed is never removed by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+}
+
+/// How long events are kept once everything that was owed of them has ended.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Retention {
+    /// How long, 1h to 8760h. Default: 168h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1h') && duration(self) <= duration('8760h')").message("age must be from 1h to 8760h"))]
+    pub age: Option<Gep2257Duration>,
+    /// How many bytes of events at most, such as 5Gi, at least 16Mi; the oldest
+    /// go first. Default: what fits into the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::quantity")]
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('16Mi')) >= 0 && quantity(self).compareTo(quantity('16Ti')) <= 0").message("size must be a quantity from 16Mi to 16Ti"))]
+    pub size: Option<Quantity>,
+    /// How long Deliveries that were given up are kept with their events, 1h to
+    /// 8760h. Default: 720h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1h') && duration(self) <= duration('8760h')").message("deadLetters must be from 1h to 8760h"))]
+    pub dead_letters: Option<Gep2257Duration>,
+}
+
+/// How events are taken in.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Ingest {
+    /// For how long known publishers may go on while the API server does not
+    /// answer, 0s to 1h; after that they get 503. Default: 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('1h')").message("outageGrace must be from 0s to 1h"))]
+    pub outage_grace: Option<Gep2257Duration>,
+    /// For how long the id that a publisher gave to an event is remembered, so
+    /// that the same event is accepted once, 1m to 24h. Default: 1h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('24h')").message("deduplicationWindow must be from 1m to 24h"))]
+    pub deduplication_window: Option<Gep2257Duration>,
+}
+
+/// What each namespace may use of the pool.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// For every namespace by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_namespace: Option<NamespaceLimits>,
+}
+
+/// Limits of one namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.burst) || has(self.eventsPerSecond)").message("burst needs eventsPerSecond").field_path(".burst"))]
+pub struct NamespaceLimits {
+    /// Bytes of events in the store, such as 1Gi, at least 1Mi; beyond it the
+    /// namespace gets 507, and no other one does. Default: no limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::quantity")]
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('1Mi')) >= 0 && quantity(self).compareTo(quantity('16Ti')) <= 0").message("storeBytes must be a quantity from 1Mi to 16Ti"))]
+    pub store_bytes: Option<Quantity>,
+    /// Events accepted a second, 1 to 1000000; beyond it the namespace gets 429.
+    /// Default: no limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000000))]
+    pub events_per_second: Option<i32>,
+    /// Events that may come at once, 1 to 10000000. Default: twice
+    /// `eventsPerSecond`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000000))]
+    pub burst: Option<i32>,
 }
 
 /// The engines that keep events.
@@ -210,4 +289,23 @@ pub struct DeliveryPoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub ready_replicas: Option<i32>,
+    /// The store of each pod, recorded when the pod first told it. A pod whose
+    /// volume has another store does not become ready: events would be lost
+    /// unseen. See the annotation posthorn.dev/accept-store.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["pod".into()]))]
+    pub stores: Vec<StoreStatus>,
+}
+
+/// The store of a pod.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreStatus {
+    /// Name of the pod.
+    #[schemars(length(min = 1, max = 63))]
+    pub pod: String,
+    /// Id of its store: made at random when the volume was empty.
+    #[schemars(length(min = 1, max = 64))]
+    pub id: String,
 }

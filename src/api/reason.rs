@@ -79,6 +79,7 @@ reasons! {
     SecretTypeForbidden, "The Secret is of a type that must not be used for this.", "Use a Secret of type Opaque or posthorn.dev/*.";
     SecretInvalid, "The value in the Secret cannot be used.", "Mend the value as the message says.";
     SecretNotReadable, "Posthorn may not read the Secret.", "Give Posthorn's ServiceAccount get on this Secret; the chart's value rbac.secrets decides where it may read.";
+    SecretUnavailable, "The API server did not give a Secret that the object names.", "Wait: it is asked for again by itself. If it lasts, see whether the API server is up.";
     ServiceNotFound, "The Service that serviceRef names does not exist.", "Make the Service in the same namespace, or name another one.";
     ServiceNotUsable, "The Service that serviceRef names cannot be used.", "Use a Service with a selector whose Pods are in the same namespace, and one of its ports.";
     ServiceWithoutPods, "No ready Pod stands behind the Service that serviceRef names.", "See whether the Pods of the receiver are ready.";
@@ -89,10 +90,49 @@ reasons! {
     InvalidSpec, "The spec says something that cannot work.", "Change what the message names.";
     WebhookNotFound, "The Webhook that the Subscription names does not exist.", "Make the Webhook in the same namespace, or name another one.";
     WebhookNotVerified, "The Webhook has not been verified, so nothing is sent yet.", "See the condition Verified of the Webhook.";
+    Healthy, "The endpoint takes what it is sent.", "Nothing to do.";
+    NothingSent, "Nothing was sent to the endpoint yet.", "Nothing to do: it is sent the next event that a Subscription wants.";
+    DeliveryFailing, "The last attempts to deliver failed; they are repeated on the schedule.", "See whether the receiver is up and what its log says; status.delivery has the last status code.";
+    CircuitOpen, "The endpoint failed so many times in a row that sending pauses.", "Mend the receiver. One Delivery is tried from time to time, and sending goes on by itself when it succeeds; what waits uses up no attempt.";
+    TooManyRequests, "The endpoint answered 429: it wants a pause.", "Nothing is sent until the time in the message. Set spec.delivery.rateLimit to what the receiver takes, or the annotation posthorn.dev/reload to go on at once.";
+    Exhausted, "Every attempt of the schedule failed, and the Delivery was given up.", "Mend the receiver, then apply a Replay.";
+    DeadOn, "The endpoint gave an answer that spec.delivery.deadOn lists, and the Delivery was given up.", "See why the receiver refuses this event. When it takes it, apply a Replay.";
+    Expired, "The event was owed for longer than spec.delivery.maxAge, and the Delivery was given up.", "Find out what held it (the conditions of the Webhook say it), then apply a Replay.";
+    BacklogFull, "More was owed to the Webhook than may wait, and the oldest Deliveries were given up.", "Mend the receiver, or let it take more at once (spec.delivery.concurrency, rateLimit), then apply a Replay.";
+    Corrupt, "The event was damaged on disk.", "It cannot be sent. Publish it again, and see whether the volume of the DeliveryPool is sound.";
+    Unrenderable, "The event cannot be brought into the form that the Webhook wants.", "Look at the event and at spec.dialect; the event stays for another Webhook.";
+    CardLimitReached, "More Deliveries were given up than there may be DeadLetters.", "They are kept all the same: a Replay with deadLetters.all reaches them. Mend the receiver, or raise spec.deadLetter.limit.";
+    ReplayRunning, "The Replay makes Deliveries owed again.", "Wait, or set spec.cancel to end it.";
+    ReplaySending, "Everything that matched is owed again, and not all of it has ended.", "Wait; the conditions of the Webhook say what holds it.";
+    Completed, "Everything that the Replay matched has ended.", "Nothing to do; status.dead says how many were given up again.";
+    DryRun, "The Replay only counted what it would send.", "Delete it and apply it without dryRun to send.";
+    Cancelled, "The Replay was ended by spec.cancel.", "Apply another Replay for the rest.";
+    AlreadyRun, "A Replay of this name and spec ran before; these are its counts.", "Give spec.runId another value to run it again.";
+    NothingMatched, "The Replay matched no Delivery.", "See whether spec.webhookRef and what is to be sent are right, and whether retention has removed the events.";
+    DuplicateType, "Another EventType of this namespace describes the same type.", "Delete one of the two; the message names the other.";
+    StoreMismatch, "The pod's volume does not have the store that is recorded for it.", "Bring the right volume back, or restore a backup. To go on with what the volume has, set the annotation posthorn.dev/accept-store on the DeliveryPool to the id in the message; events of the other store are then not delivered.";
+    StoreFull, "The store is nearly full: new events are refused with 507, deliveries go on.", "Make it larger (spec.store.size), or keep less (spec.store.retention).";
+    StoreFailed, "The store could not be read or written.", "See the log of the delivery pod and whether its volume is sound.";
     PodsStarting, "The pods of the pool are being made or replaced.", "Wait; see the pods if it lasts.";
     PodsReady, "All pods of the pool are ready.", "Nothing to do.";
     ApplyFailed, "The API server refused a part of the pool.", "Read the message; it holds the API server's answer.";
     Internal, "Something went wrong inside Posthorn.", "Look at the controller's log for this object.";
+}
+
+/// Something that keeps an object from being used, for its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What it is, in one word.
+    pub reason: Reason,
+    /// What it is and what to do.
+    pub message: String,
+}
+
+impl Problem {
+    /// A problem of these two.
+    pub const fn new(reason: Reason, message: String) -> Self {
+        Self { reason, message }
+    }
 }
 
 impl fmt::Display for Reason {

@@ -26,6 +26,11 @@ pub fn conditions(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Any JSON value, kept as it is.
+pub fn any_json(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "x-kubernetes-preserve-unknown-fields": true })
+}
+
 /// A moment: RFC 3339.
 pub fn time(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "format": "date-time", "maxLength": 64 })

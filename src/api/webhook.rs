@@ -9,7 +9,7 @@ use super::{
     duration::Gep2257Duration,
     schema,
     secret_ref::{SecretKeyRef, SecretNameRef},
-    webhook_delivery::{DeadLetterPolicy, DeliveryPolicy},
+    webhook_delivery::{DeadLetterPolicy, DeliveryPolicy, DeliveryStatus},
 };
 
 /// A Webhook describes an HTTP endpoint that wants events: where it is, how it
@@ -29,6 +29,11 @@ use super::{
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint", description = "Scheme and host of the endpoint"),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.verification.state", description = "Whether the endpoint proved that it wants events"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Pending", type_ = "integer", json_path = ".status.delivery.pending", description = "Deliveries that are owed"),
+    printcolumn(name = "Dead", type_ = "integer", json_path = ".status.delivery.deadLetters", description = "Deliveries that were given up"),
+    printcolumn(name = "Last", type_ = "date", json_path = ".status.delivery.lastTime", description = "When the last attempt was"),
+    printcolumn(name = "Code", type_ = "integer", priority = "1", json_path = ".status.delivery.lastStatusCode", description = "Status code of the last answer"),
+    printcolumn(name = "Healthy", type_ = "string", priority = "1", json_path = ".status.conditions[?(@.type==\"Healthy\")].status"),
     printcolumn(name = "Reason", type_ = "string", priority = "1", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "URL", type_ = "string", priority = "1", json_path = ".spec.url"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -291,8 +296,8 @@ pub struct WebhookStatus {
     /// controller has seen the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Verified, Programmed, Healthy; Reconciling and Stalled as kstatus
-    /// reads them.
+    /// Ready, Verified, Programmed, Healthy, DeadLetterOverflow; Reconciling and
+    /// Stalled as kstatus reads them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -303,6 +308,9 @@ pub struct WebhookStatus {
     /// Where the verification stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verification: Option<VerificationStatus>,
+    /// What became of the events for this Webhook; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<DeliveryStatus>,
     /// The Secret that holds the signing key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]

@@ -1,13 +1,17 @@
-//! `Webhook.spec.delivery` and `.deadLetter`: time-outs, retries and limits.
+//! `Webhook.spec.delivery` and `.deadLetter`: time-outs, retries and limits; and
+//! `Webhook.status.delivery`.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::duration::Gep2257Duration;
+use super::{duration::Gep2257Duration, schema};
 
 /// Time-outs, retries and limits of deliveries to an endpoint.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.onDead) || self.onDead != 'Block' || (has(self.order) && self.order == 'Key')").message("onDead Block needs order Key: without an order nothing waits behind a dead Delivery").field_path(".onDead"))]
 pub struct DeliveryPolicy {
     /// Time that one attempt may take in all, the body of the answer included,
     /// 1s to 30s. Default: 15s.
@@ -28,6 +32,17 @@ pub struct DeliveryPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub concurrency: Option<i32>,
+    /// In which order events are sent: `None`, or `Key`: events with the same
+    /// key one after the other, in the order in which they were accepted. The
+    /// publisher gives the key (`key`, or `partitionkey` of a CloudEvent); events
+    /// without one are not ordered. Default: None.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<DeliveryOrder>,
+    /// What a Delivery that is given up means for those behind it with the same
+    /// key: `Continue` sends them, `Block` holds them until it is replayed or
+    /// discarded. Default: Continue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_dead: Option<OnDead>,
     /// When sending pauses because the endpoint is down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit: Option<Circuit>,
@@ -42,6 +57,26 @@ pub struct DeliveryPolicy {
     #[schemars(length(max = 32), inner(range(min = 300, max = 599)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub dead_on: Vec<i32>,
+}
+
+/// In which order events are sent.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum DeliveryOrder {
+    /// As they come; retries do not hold others up.
+    #[default]
+    None,
+    /// Events with the same key one after the other.
+    Key,
+}
+
+/// What a Delivery that is given up means for those behind it.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum OnDead {
+    /// They are sent.
+    #[default]
+    Continue,
+    /// They wait until it is replayed or discarded.
+    Block,
 }
 
 /// When failed attempts are repeated.
@@ -113,4 +148,32 @@ pub struct DeadLetterPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('720h')").message("ttl must be from 1m to 720h"))]
     pub ttl: Option<Gep2257Duration>,
+}
+
+/// What became of the events for a Webhook. Coarse: written at most every 15
+/// seconds, and less often where many Webhooks have traffic. Metrics are exact.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryStatus {
+    /// Deliveries that were delivered since the Webhook is known.
+    #[schemars(range(min = 0))]
+    pub delivered: i64,
+    /// Attempts that failed since the Webhook is known.
+    #[schemars(range(min = 0))]
+    pub failed: i64,
+    /// Deliveries that are owed.
+    #[schemars(range(min = 0))]
+    pub pending: i64,
+    /// Deliveries that were given up and neither replayed nor discarded, with or
+    /// without a DeadLetter.
+    #[schemars(range(min = 0))]
+    pub dead_letters: i64,
+    /// When the last attempt was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub last_time: Option<Time>,
+    /// Status code of its answer; absent if none came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 100, max = 599))]
+    pub last_status_code: Option<i32>,
 }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::{
     backoff,
     cache::{Cached, Unreadable},
+    deliveries::Deliveries,
     events::EventWriter,
     feed::Feeds,
     key::ObjectKey,
@@ -49,6 +50,8 @@ pub struct Context {
     pub views: Views,
     /// What the pools' indexes have.
     pub feeds: Feeds,
+    /// What the pods told of Deliveries.
+    pub deliveries: Deliveries,
     /// Sends probes.
     pub prober: Prober,
     /// What is remembered of each Webhook.

@@ -25,10 +25,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{backoff, key::ObjectKey, webhook::material::WEBHOOK_LABEL};
+use super::{backoff, key::ObjectKey};
 use crate::{
     api::{
-        FIELD_MANAGER, Webhook,
+        FIELD_MANAGER, WEBHOOK_LABEL, Webhook,
         condition::whole_seconds,
         defaults::{SIGNING_SECRET_TYPE, signing_secret_name},
     },

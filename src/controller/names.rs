@@ -30,6 +30,11 @@ pub fn pods_service(pool: &str) -> String {
     format!("posthorn-{pool}-pods")
 }
 
+/// Name of the only pod.
+pub fn pod(pool: &str) -> String {
+    format!("posthorn-{pool}-0")
+}
+
 /// Name of the volume claim of the only pod.
 pub fn store_claim(pool: &str) -> String {
     format!("{STORE_VOLUME}-posthorn-{pool}-0")

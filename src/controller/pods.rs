@@ -13,8 +13,9 @@ use serde::de::DeserializeOwned;
 use crate::{
     runtime::secret::SecretString,
     wire::{
-        INDEX_PATH, PROBE_PATH,
-        index_feed::{FeedPage, FeedQuery, POLL_SECONDS_MAX},
+        COUNTERS_PATH, DELIVERIES_PATH, INDEX_PATH, PROBE_PATH,
+        deliveries::{DeliveriesPage, DeliveriesQuery},
+        index_feed::{Counters, FeedPage, FeedQuery, POLL_SECONDS_MAX},
         probe::{PROBE_BODY_BYTES_MAX, ProbeRequest, ProbeResponse},
     },
 };
@@ -26,8 +27,11 @@ pub const CALL_SLACK: Duration = Duration::from_secs(5);
 /// Bytes of an answer to a probe: the body of an endpoint may grow sixfold by
 /// JSON's escapes, and its headers are bounded by the pod.
 pub const PROBE_ANSWER_BYTES_MAX: usize = 6 * PROBE_BODY_BYTES_MAX + 128 * 1024;
-/// Bytes of a page of the index feed: 2,000 entries of 1 kB.
+/// Bytes of a page of the index feed, 2,000 entries of 1 kB, or of Deliveries,
+/// 1,000 entries of 2 kB.
 pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of a pod's counters.
+pub const COUNTERS_BYTES_MAX: usize = 16 * 1024;
 
 /// Calls the pods of all pools. Clones share their connections.
 #[derive(Clone)]
@@ -134,15 +138,36 @@ impl PodClient {
     /// If the pod gave no usable answer.
     pub async fn index(&self, pool: &str, query: &FeedQuery) -> Result<FeedPage, PodError> {
         let time = Duration::from_secs(POLL_SECONDS_MAX) + CALL_SLACK;
-        let mut url = self.address.url(pool, INDEX_PATH);
         let FeedQuery { instance, after } = query;
-        let encoded: String = url::form_urlencoded::Serializer::new(String::new())
+        let url = self.page_url(pool, INDEX_PATH, instance, *after);
+        self.call(pool, self.http.get(url).timeout(time), PAGE_BYTES_MAX).await
+    }
+
+    /// Asks for the next page of what became of Deliveries.
+    ///
+    /// # Errors
+    /// If the pod gave no usable answer.
+    pub async fn deliveries(&self, pool: &str, query: &DeliveriesQuery) -> Result<DeliveriesPage, PodError> {
+        let DeliveriesQuery { instance, after } = query;
+        let url = self.page_url(pool, DELIVERIES_PATH, instance, *after);
+        self.call(pool, self.http.get(url).timeout(CALL_SLACK), PAGE_BYTES_MAX).await
+    }
+
+    /// Asks for the pod's counters, its store's id among them.
+    ///
+    /// # Errors
+    /// If the pod gave no usable answer.
+    pub async fn counters(&self, pool: &str) -> Result<Counters, PodError> {
+        let url = self.address.url(pool, COUNTERS_PATH);
+        self.call(pool, self.http.get(url).timeout(CALL_SLACK), COUNTERS_BYTES_MAX).await
+    }
+
+    fn page_url(&self, pool: &str, path: &str, instance: &str, after: u64) -> String {
+        let query = url::form_urlencoded::Serializer::new(String::new())
             .append_pair("instance", instance)
             .append_pair("after", &after.to_string())
             .finish();
-        url.push('?');
-        url.push_str(&encoded);
-        self.call(pool, self.http.get(url).timeout(time), PAGE_BYTES_MAX).await
+        format!("{}?{query}", self.address.url(pool, path))
     }
 
     async fn call<T: DeserializeOwned>(

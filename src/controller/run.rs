@@ -145,18 +145,20 @@ async fn lead(
     let key: [u8; internal::FINGERPRINT_KEY_BYTES] =
         fingerprint_key.expose().try_into().map_err(|_| ControllerError::FingerprintKey)?;
     let address = PodAddress { template: arguments.delivery_url.clone(), namespace: arguments.namespace.clone() };
+    let pods = PodClient::new(&ca_pem, address, arguments.token_file.clone())?;
     let leadership = Leadership {
         client: client.clone(),
         namespace: arguments.namespace.clone(),
         identity: arguments.identity.clone(),
         fingerprint_key: FingerprintKey::new(key),
-        pods: PodClient::new(&ca_pem, address, arguments.token_file.clone())?,
+        pods: pods.clone(),
         metrics: metrics.clone(),
     };
     let pools = pool::Context {
         client: client.clone(),
         release_namespace: arguments.namespace.clone(),
         settings: arguments.pools.clone(),
+        pods,
     };
     let both = async {
         tokio::join!(work::run(leadership, shutdown.clone()), pool::run(Arc::new(pools), shutdown.clone()));

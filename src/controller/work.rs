@@ -17,14 +17,22 @@ use kube_runtime::{
     watcher::{self, Event, watcher},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     cache::Cached,
     context::{Context, Failures, RECONCILE_TIMEOUT, ReconcileError, Triggers, error_policy, stream_of},
+    deliveries::Deliveries,
     events::EventWriter,
-    feed::{Change, Feeds, follower::Followers},
+    feed::{
+        Change, Feeds,
+        follower::{Followers, Told},
+    },
     key::ObjectKey,
     made_secrets::{Keeper, MadeSecrets},
     metrics::Metrics,
@@ -46,6 +54,8 @@ use crate::{
 const CONCURRENCY: u16 = 64;
 /// Time between two sweeps of what is remembered of objects that are gone.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// Time between two looks at whose counters may be written.
+const RELEASE_INTERVAL: Duration = Duration::from_millis(200);
 /// Objects in one page of a list: bounds what a list takes in memory.
 const PAGE_SIZE: u32 = 500;
 
@@ -80,6 +90,7 @@ pub(super) async fn run(leadership: Leadership, shutdown: CancellationToken) {
         webhooks: webhooks.clone(),
         views: Views::default(),
         feeds: Feeds::default(),
+        deliveries: Deliveries::default(),
         prober: Prober::new(pods.clone(), metrics.clone()),
         desks: Desks::default(),
         written: WrittenStatuses::default(),
@@ -111,6 +122,7 @@ pub(super) async fn run(leadership: Leadership, shutdown: CancellationToken) {
     let keeper = Keeper::new(client.clone(), &namespace, made);
     background.spawn(keep_made_secrets(keeper, webhooks.clone()));
     background.spawn(sweep(Arc::clone(&scope)));
+    background.spawn(release_deliveries(Arc::clone(&context)));
     let webhook_events = webhook_events(&scope, webhook_writer);
     let subscription_events = subscription_events(&scope, subscription_writer);
     let of_webhooks =
@@ -175,6 +187,8 @@ async fn watch_namespaces(scope: Arc<Scope>, listed: watch::Sender<bool>) {
     let mut events = events_of::<PartialObjectMeta<Namespace>>(&scope.context.client, config).boxed();
     while let Some(event) = events.next().await {
         for namespace in scope.context.views.on_namespace(&event) {
+            // Its new pool may have told of it before, and was not believed.
+            scope.context.deliveries.forget_pool(&scope.context.views.pool_of(&namespace));
             scope.wake(|of| *of == *namespace);
         }
         if matches!(event, Event::InitDone) {
@@ -191,7 +205,19 @@ async fn watch_pools(scope: Arc<Scope>, pods: PodClient, listed: watch::Sender<b
         Change::Pool(pool) => woken.wake_pool(&pool),
     });
     let context = &scope.context;
-    let mut followers = Followers::new(context.feeds.clone(), pods, context.metrics.clone(), on_change);
+    let told = Arc::clone(&scope);
+    let on_deliveries = Arc::new(move |pool: &str, page| {
+        let of_pool = |namespace: &str| told.context.views.pool_of(namespace) == pool;
+        let status = |key: &ObjectKey| told.webhooks.get(&key.object_ref())?.object().ok()?.status;
+        told.context.deliveries.apply(pool, page, of_pool, status, clock::monotonic());
+    });
+    let mut followers = Followers::new(
+        context.feeds.clone(),
+        context.deliveries.clone(),
+        pods,
+        context.metrics.clone(),
+        Told { on_change, on_deliveries },
+    );
     let mut events = events_of::<Cached<DeliveryPool>>(&context.client, watcher::Config::default()).boxed();
     while let Some(event) = events.next().await {
         for (pool, exists) in context.views.on_pool(&event) {
@@ -227,9 +253,21 @@ async fn sweep(scope: Arc<Scope>) {
         let is_webhook = |key: &ObjectKey| webhooks.get(&key.object_ref()).is_some();
         let is_subscription = |key: &ObjectKey| subscriptions.get(&key.object_ref()).is_some();
         context.desks.sweep(is_webhook);
+        context.deliveries.sweep(is_webhook);
         context.written.sweep(is_subscription);
         context.failures.sweep("Webhook", is_webhook);
         context.failures.sweep("Subscription", is_subscription);
+    }
+}
+
+/// Wakes the Webhooks whose counters or health may be written now.
+async fn release_deliveries(context: Arc<Context>) {
+    let mut ticks = tokio::time::interval(RELEASE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let released = context.deliveries.release(clock::monotonic());
+        released.iter().for_each(|key| context.triggers.webhook(key));
     }
 }
 
@@ -245,6 +283,7 @@ fn webhook_events(
         for (key, exists) in context.views.on_webhook(event) {
             if !exists {
                 context.desks.forget(&key);
+                context.deliveries.forget(&key);
                 context.failures.clear("Webhook", &key);
             }
             context.views.subscriptions_of(&key).iter().for_each(|key| context.triggers.subscription(key));

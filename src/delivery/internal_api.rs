@@ -22,15 +22,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     metrics::{DeliveryMetrics, OutcomeLabel, RequestLabel},
     probe::Prober,
-    problem::Problem,
     slots::{PROBES_MAX, PROBES_PER_NAMESPACE_MAX, ProbeSlots},
 };
 use crate::{
     access::{Access, AccessError},
     routing::index::SharedIndex,
-    runtime::{clock, secret::SecretString},
+    runtime::{clock, problem::Problem, secret::SecretString},
     wire::{
-        COUNTERS_PATH, INDEX_PATH, PROBE_PATH,
+        COUNTERS_PATH, DELIVERIES_PATH, INDEX_PATH, PROBE_PATH,
+        deliveries::{DeliveriesPage, DeliveriesQuery},
         index_feed::{Counters, FeedPage, FeedQuery, POLL_SECONDS_MAX},
         probe::{PROBE_REQUEST_BYTES_MAX, ProbeOutcome, ProbeRequest, ProbeResponse},
     },
@@ -41,6 +41,17 @@ pub const BODY_BYTES_MAX: usize = PROBE_REQUEST_BYTES_MAX;
 /// Time for the body of a request to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What the store and the dispatcher of this pod tell the controller.
+pub trait DeliveriesSource: Send + Sync + 'static {
+    /// What changed after the query's revision; at most
+    /// [`DELIVERIES_PAGE_MAX`](crate::wire::deliveries::DELIVERIES_PAGE_MAX)
+    /// entries. From memory: it is asked every two seconds.
+    fn page(&self, query: &DeliveriesQuery) -> DeliveriesPage;
+
+    /// Id of the store, also of one that is not the recorded one.
+    fn store_id(&self) -> String;
+}
+
 /// What the API works with. Cheap to clone.
 #[derive(Clone)]
 pub struct InternalApi {
@@ -50,6 +61,7 @@ pub struct InternalApi {
     slots: ProbeSlots,
     metrics: DeliveryMetrics,
     shutdown: CancellationToken,
+    maybe_deliveries: Option<Arc<dyn DeliveriesSource>>,
 }
 
 impl InternalApi {
@@ -66,7 +78,14 @@ impl InternalApi {
         metrics: DeliveryMetrics,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { access, index, prober, slots: ProbeSlots::default(), metrics, shutdown }
+        Self { access, index, prober, slots: ProbeSlots::default(), metrics, shutdown, maybe_deliveries: None }
+    }
+
+    /// The same API that tells of Deliveries and of the store. Without it, the
+    /// route of Deliveries answers 503.
+    #[must_use]
+    pub fn with_deliveries(self, source: Arc<dyn DeliveriesSource>) -> Self {
+        Self { maybe_deliveries: Some(source), ..self }
     }
 
     /// The routes.
@@ -75,6 +94,7 @@ impl InternalApi {
             .route(PROBE_PATH, post(probe))
             .route(INDEX_PATH, get(index))
             .route(COUNTERS_PATH, get(counters))
+            .route(DELIVERIES_PATH, get(deliveries))
             .fallback(async || Problem::new(StatusCode::NOT_FOUND, "this path does not exist"))
             .method_not_allowed_fallback(async || {
                 Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path has no such method")
@@ -85,7 +105,8 @@ impl InternalApi {
 }
 
 async fn authenticate(State(api): State<InternalApi>, request: Request, next: Next) -> Response {
-    let path = [PROBE_PATH, INDEX_PATH, COUNTERS_PATH].into_iter().find(|path| *path == request.uri().path());
+    let paths = [PROBE_PATH, INDEX_PATH, COUNTERS_PATH, DELIVERIES_PATH];
+    let path = paths.into_iter().find(|path| *path == request.uri().path());
     let response = match check_caller(&api.access, request.headers()).await {
         Ok(()) => next.run(request).await,
         Err(error) => Problem::from(error).into_response(),
@@ -180,8 +201,22 @@ async fn index(
     Ok(Json(api.index.page_or_wait(&query, give_up).await))
 }
 
+async fn deliveries(
+    State(api): State<InternalApi>,
+    query: Result<Query<DeliveriesQuery>, QueryRejection>,
+) -> Result<Json<DeliveriesPage>, Problem> {
+    let Query(query) = query.map_err(|_| {
+        Problem::new(StatusCode::BAD_REQUEST, "the query has other parts than instance and a number after")
+    })?;
+    let source = api.maybe_deliveries.ok_or_else(|| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the store of this pod is not open; see its log")
+    })?;
+    Ok(Json(source.page(&query)))
+}
+
 async fn counters(State(api): State<InternalApi>) -> Json<Counters> {
     let probes = api.metrics.probes_total.get();
+    let store_id = api.maybe_deliveries.as_ref().map(|source| source.store_id());
     Json(api.index.read(|index| {
         let counts = index.counts();
         Counters {
@@ -190,6 +225,7 @@ async fn counters(State(api): State<InternalApi>) -> Json<Counters> {
             webhooks: counts.webhooks,
             subscriptions: counts.subscriptions,
             probes,
+            store_id,
         }
     }))
 }

@@ -6,11 +6,15 @@
 //! but through [`crate::egress`].
 
 mod arguments;
+pub mod cards;
+pub mod directory;
 mod egress_policy;
 pub mod internal_api;
 mod metrics;
 pub mod probe;
-mod problem;
+pub mod registrar;
+pub mod replay;
+pub mod sender;
 pub mod slots;
 
 use std::{env, io, net::SocketAddr, sync::Arc, time::Duration};

@@ -1,5 +1,5 @@
-//! Dialects: the names of headers and the signatures that a family of receivers
-//! expects. A signature is data ([`scheme::Scheme`]); one signer and one
+//! Dialects: the names of headers, the payloads and the signatures that a family
+//! of receivers expects. Bodies are in [`payload`]. A signature is data ([`scheme::Scheme`]); one signer and one
 //! authenticator serve all of them. This module never does I/O and reads no clock.
 //!
 //! | dialect | signature |
@@ -16,7 +16,10 @@
 //! a receiver compares as a whole would fit neither key.
 
 pub mod keys;
+pub mod payload;
 pub mod scheme;
 pub mod sign;
+
+pub use payload::{Payload, Shape, Unrenderable, render};
 
 pub use keys::{KeyError, SigningKey, SigningKeys};

@@ -5,8 +5,26 @@
 //! [`crate::store::Partition`] keeps what is owed. A window of each queue is in
 //! memory, the rest stays in the store.
 
+mod asking;
 mod attempt;
+mod endings;
+mod engine;
+mod handle;
+mod health;
+mod hook;
+mod metrics;
+mod order;
+mod questions;
+mod shell;
+mod verdict;
+
+#[cfg(test)]
+mod tests;
 
 pub use attempt::{
     AttemptEnd, AttemptJob, AttemptReport, AttemptSender, FailureKind, HealthView, Hold, HookHealth, HookView,
 };
+pub use handle::DispatcherHandle;
+pub use health::HealthPage;
+pub use metrics::DispatchMetrics;
+pub use shell::Dispatcher;

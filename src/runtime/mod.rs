@@ -6,6 +6,7 @@ pub mod connections;
 pub mod health;
 pub mod logging;
 pub mod metrics;
+pub mod problem;
 pub mod secret;
 pub mod server;
 pub mod shutdown;

@@ -105,6 +105,11 @@ impl NewsReceiver {
         count
     }
 
+    /// Whether the store is gone and everything was received.
+    pub fn is_done(&self) -> bool {
+        self.receiver.is_closed() && self.receiver.is_empty()
+    }
+
     /// The next one if it is there.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::methods::{challenge, cloud_events, signed_challenge};
 pub use super::methods::{
     challenge::{CHALLENGE_HEADER, IMPROVADO_CHALLENGE_HEADER, IMPROVADO_TOKEN_HEADER, VERIFICATION_TYPE},
-    cloud_events::{ALLOWED_ORIGIN_HEADER, REQUEST_ORIGIN_HEADER},
+    cloud_events::{ALLOWED_ORIGIN_HEADER, REQUEST_ORIGIN_HEADER, request_origin},
 };
 use crate::{
     api::{

@@ -19,7 +19,7 @@
 //! | verified and programmed | True | – |
 
 use crate::api::{
-    ConditionStatus, ConditionType, Reason,
+    ConditionStatus, ConditionType, Problem, Reason,
     condition::WantedCondition,
     webhook::{VerificationState, VerificationStatus},
 };
@@ -33,15 +33,6 @@ pub enum Programmed {
     No,
     /// They cannot use it; the message says why.
     Refused(String),
-}
-
-/// Something that keeps a Webhook from being verified or used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// What it is, in one word.
-    pub reason: Reason,
-    /// What it is and what to do.
-    pub message: String,
 }
 
 /// What the conditions are made from.

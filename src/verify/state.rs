@@ -5,13 +5,18 @@
 //! |---|---|---|
 //! | Unverified | created; endpoint or method changed; the status does not fit | first failed check → Pending, right answer → Verified |
 //! | Pending | a failed check; a failed check on request | right answer → Verified; `fail_after` of failures → Failed |
-//! | Verified | right answer; method None | 3 failed checks in a row → Failed; `validUntil` → Expired |
+//! | Verified | right answer; method None | 3 failed checks in a row → Failed; `validUntil` → Expired; 410 to an event → Gone |
 //! | Failed, Gone, Expired | | right answer → Verified; a failed check on news → Pending |
+//!
+//! A 410 counts if it is not older than `verifiedTime`, and every later
+//! `verifiedTime` is newer than it: the pods compare the two, and send nothing
+//! on a verification from before.
 //!
 //! News is a request, a changed key or another generation of the spec: each is
 //! checked at once, in every state.
 //! Every state asks again by itself but a Verified of the method None, which
-//! asks nothing and is given and taken by what the pool allows ([`Consent`]). Any state becomes Unverified when endpoint or method change.
+//! asks nothing and is given and taken by what the pool allows ([`Consent`]);
+//! after a 410 it is given again by news. Any state becomes Unverified when endpoint or method change.
 //!
 //! [`decide`] is idempotent: its own status, fed back without news before
 //! `nextTime`, comes out unchanged, so a settled Webhook causes no writes. All
@@ -111,6 +116,8 @@ pub struct Situation<'a> {
     /// The signing keys are not those of the last check; with `checked`, those
     /// of that check are not those of the one before.
     pub keys_changed: bool,
+    /// When the endpoint last answered an event with 410, if it ever did.
+    pub gone_since: Option<Timestamp>,
     /// The verdict of a check of this very endpoint that just ended, if one did.
     pub checked: Option<&'a Verdict>,
 }
@@ -174,9 +181,40 @@ pub fn unlocated(previous: &VerificationStatus, may_stand: bool, now: Timestamp)
 fn starting_point(situation: &Situation<'_>) -> VerificationStatus {
     let last_requested = situation.previous.and_then(|p| p.last_requested.clone());
     match situation.previous {
-        Some(previous) if situation.key.fits(previous, bound(situation, previous)) => previous.clone(),
+        Some(previous) if situation.key.fits(previous, bound(situation, previous)) => {
+            if is_withdrawn(situation, previous) { gone(situation, previous) } else { previous.clone() }
+        }
         _ => VerificationStatus { last_requested, ..VerificationStatus::default() },
     }
+}
+
+/// Whether the endpoint said after its verification that it wants no events.
+fn is_withdrawn(situation: &Situation<'_>, status: &VerificationStatus) -> bool {
+    let is_older = |gone| status.verified_time.as_ref().is_none_or(|verified| verified.0 <= gone);
+    status.state == VerificationState::Verified && situation.gone_since.is_some_and(is_older)
+}
+
+/// An endpoint that said 410: it is asked, slowly, whether it wants events again.
+fn gone(situation: &Situation<'_>, previous: &VerificationStatus) -> VerificationStatus {
+    let is_asked = situation.method != VerificationMethod::None;
+    let next = after(situation.now, jittered(SLOW_INTERVAL, situation.chance));
+    VerificationStatus {
+        state: VerificationState::Gone,
+        next_time: is_asked.then_some(Time(next)),
+        reason: Some(Reason::Gone.as_str().to_owned()),
+        message: is_asked.then(|| GONE.to_owned()),
+        last_requested: previous.last_requested.clone(),
+        checked_generation: previous.checked_generation,
+        ..VerificationStatus::default()
+    }
+}
+
+const GONE: &str = "The endpoint answered an event with 410: it wants no events any more. What is owed stays owed.";
+
+/// A `verifiedTime` that is newer than the last 410, however the clocks of pods
+/// and controller differ.
+fn after_gone(situation: &Situation<'_>, time: Timestamp) -> Timestamp {
+    situation.gone_since.map_or(time, |gone| time.max(after(gone, Duration::from_secs(1))))
 }
 
 fn bound<'a>(situation: &Situation<'a>, status: &VerificationStatus) -> Bound<'a> {
@@ -199,10 +237,14 @@ fn not_required(situation: &Situation<'_>, start: VerificationStatus) -> Verific
             return VerificationStatus { last_requested: start.last_requested, ..VerificationStatus::default() };
         }
     }
+    if start.state == VerificationState::Gone && !has_news(situation) {
+        return start;
+    }
+    let since = || Time(after_gone(situation, whole_seconds(situation.now)));
     let forever = Timestamp::from_second(VALID_FOREVER_SECONDS).unwrap_or(Timestamp::MAX);
     VerificationStatus {
         state: VerificationState::Verified,
-        verified_time: Some(start.verified_time.unwrap_or_else(|| Time(whole_seconds(situation.now)))),
+        verified_time: Some(start.verified_time.unwrap_or_else(since)),
         valid_until: Some(Time(forever)),
         reason: Some(Reason::NotRequired.as_str().to_owned()),
         last_requested: requested(situation).or(start.last_requested),
@@ -221,7 +263,7 @@ fn succeeded(situation: &Situation<'_>, start: VerificationStatus) -> Verificati
     VerificationStatus {
         state: VerificationState::Verified,
         // A clock that ran ahead must not date the verification into the future.
-        verified_time: Some(Time(since.map_or(now, |since| since.min(now)))),
+        verified_time: Some(Time(after_gone(situation, since.map_or(now, |since| since.min(now))))),
         valid_until: Some(Time(after(now, valid))),
         next_time: Some(Time(after(situation.now, jittered(situation.interval, situation.chance)))),
         last_requested: requested(situation).or(start.last_requested),
@@ -421,6 +463,7 @@ mod tests {
         requested: Option<&'static str>,
         generation: i64,
         keys_changed: bool,
+        gone_since: Option<Timestamp>,
     }
 
     impl World {
@@ -438,7 +481,14 @@ mod tests {
                 requested: None,
                 generation: 1,
                 keys_changed: false,
+                gone_since: None,
             }
+        }
+
+        /// The endpoint answers an event with 410, this long after now.
+        fn say_gone(&mut self, milliseconds: i64) -> &mut Self {
+            self.gone_since = Some(self.now.checked_add(SignedDuration::from_millis(milliseconds)).unwrap());
+            self
         }
 
         fn pass(&mut self, seconds: i64) -> &mut Self {
@@ -462,6 +512,7 @@ mod tests {
                 requested: self.requested,
                 generation: self.generation,
                 keys_changed: self.keys_changed,
+                gone_since: self.gone_since,
                 checked,
             })
         }
@@ -513,20 +564,9 @@ mod tests {
                     world.decide(Some(&Verdict::Wanted));
                     world.pass(5 * DAY).decide(None);
                 }
-                // Stored by a delivery pod at a 410.
                 VerificationState::Gone => {
-                    let mut status = VerificationStatus { state, ..VerificationStatus::default() };
-                    let bound = Bound {
-                        uid: "uid-1",
-                        endpoint: world.endpoint,
-                        method: world.method,
-                        http_method: ChallengeHttpMethod::Post,
-                        verified_time: None,
-                        valid_until: None,
-                    };
-                    status.fingerprint = Some(world.key.fingerprint(bound));
-                    status.next_time = Some(Time(after(world.now, SLOW_INTERVAL)));
-                    world.status = Some(status);
+                    world.decide(Some(&Verdict::Wanted));
+                    world.pass(1).say_gone(0).decide(None);
                 }
             }
             assert_eq!(world.state(), state);
@@ -676,6 +716,72 @@ mod tests {
         let mut world = World::in_state(VerificationState::Gone);
         assert_eq!(world.check_when_due(&wrong()).status.state, VerificationState::Gone);
         assert_eq!(world.check_when_due(&Verdict::Wanted).status.state, VerificationState::Verified);
+    }
+
+    #[test]
+    fn a_410_ends_verified_until_the_endpoint_wants_events_again() {
+        let mut world = World::in_state(VerificationState::Verified);
+        let verified = seconds(world.status.as_ref().unwrap().verified_time.as_ref());
+        world.pass(60).say_gone(500);
+        let gone = world.pass(1).decide(None);
+        assert_eq!(gone.transition, Some((VerificationState::Verified, VerificationState::Gone)));
+        assert_eq!((&gone.status.verified_time, &gone.status.valid_until), (&None, &None));
+        assert_eq!(gone.step, Step::Wait(SLOW_INTERVAL));
+        assert_eq!(world.decide(None).status, gone.status, "settled");
+        let again = world.check_when_due(&Verdict::Wanted);
+        assert_eq!(again.status.state, VerificationState::Verified);
+        assert!(seconds(again.status.verified_time.as_ref()) > verified + 60);
+        assert_eq!(world.pass(5).decide(None).transition, None, "the old 410 does not count any more");
+    }
+
+    #[test]
+    fn a_410_from_before_the_verification_means_nothing() {
+        let mut world = World::new();
+        world.say_gone(-1000).decide(Some(&Verdict::Wanted));
+        assert_eq!(world.pass(1).decide(None).transition, None);
+        assert_eq!(world.state(), VerificationState::Verified);
+    }
+
+    #[test]
+    fn news_asks_a_gone_endpoint_at_once() {
+        let mut world = World::in_state(VerificationState::Gone);
+        world.requested = Some("now");
+        assert_eq!(world.look(None).step, Step::Probe);
+        world.requested = None;
+        world.generation = 2;
+        assert_eq!(world.look(None).step, Step::Probe);
+        world.generation = 1;
+        world.endpoint = "https://hooks.example.com/b";
+        let moved = world.decide(None);
+        assert_eq!((moved.status.state, moved.step), (VerificationState::Unverified, Step::Probe));
+    }
+
+    #[test]
+    fn a_verification_after_a_410_is_newer_than_it_whatever_the_clocks_say() {
+        for ahead_ms in [0, 1, 999, 1000, 3 * DAY * 1000] {
+            let mut world = World::in_state(VerificationState::Verified);
+            world.say_gone(ahead_ms).decide(None);
+            assert_eq!(world.state(), VerificationState::Gone, "{ahead_ms}");
+            for _ in 0..2 {
+                world.check_when_due(&Verdict::Wanted);
+                let verified = world.status.as_ref().unwrap().verified_time.as_ref().unwrap().0;
+                assert!(Some(verified) > world.gone_since, "{ahead_ms}");
+                assert_eq!(world.decide(None).status.state, VerificationState::Verified, "{ahead_ms}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_method_none_is_gone_until_there_is_news() {
+        let mut world = World { method: VerificationMethod::None, ..World::new() };
+        world.decide(None);
+        world.pass(5).say_gone(0);
+        let gone = world.pass(5).decide(None);
+        assert_eq!((gone.status.state, gone.step), (VerificationState::Gone, Step::Rest));
+        assert_eq!(world.pass(DAY).decide(None).status, gone.status);
+        world.requested = Some("again");
+        assert_eq!(world.decide(None).status.state, VerificationState::Verified);
+        assert_eq!(world.pass(5).decide(None).transition, None);
     }
 
     #[test]
@@ -864,7 +970,10 @@ mod tests {
                 }
                 assert_eq!(world.state(), VerificationState::Verified);
                 let status = world.status.as_ref().unwrap();
-                assert!(seconds(status.verified_time.as_ref()) <= world.now.as_second());
+                // Not in the future, but newer than a 410.
+                let latest =
+                    world.gone_since.map_or(world.now, |gone| after(gone, Duration::from_secs(1)).max(world.now));
+                assert!(seconds(status.verified_time.as_ref()) <= latest.as_second());
                 assert!(seconds(status.valid_until.as_ref()) > world.now.as_second());
             }
         }

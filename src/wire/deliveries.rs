@@ -1,5 +1,11 @@
 //! What a delivery pod tells the controller of its Deliveries, for the status of
 //! Webhooks: counters, health, withdrawals. Followed by polling, coarse.
+//!
+//! A pod numbers the changes and answers at once with what came after `after`,
+//! each Webhook at most once, as it is now. To a query of another `instance`, or
+//! with a revision that it does not know any more, it tells everything from the
+//! beginning. A Webhook that was never sent anything and is owed nothing need
+//! not be told; one that is gone is not told any more.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
@@ -10,7 +16,7 @@ use crate::api::Reason;
 pub const DELIVERIES_PAGE_MAX: usize = 1_000;
 
 /// What the controller has already.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeliveriesQuery {
     /// The start of the pod that `after` belongs to; empty at first.

@@ -87,4 +87,7 @@ pub struct Counters {
     pub subscriptions: u64,
     /// Probes that were sent.
     pub probes: u64,
+    /// Id of the pod's store, once it is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_id: Option<String>,
 }

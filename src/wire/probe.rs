@@ -75,7 +75,7 @@ pub enum ProbeTarget {
 }
 
 /// TLS settings with the contents of the Secrets that `spec.tls` names.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TlsMaterial {
     /// PEM certificates of the authorities to trust instead of the public ones.

@@ -10,6 +10,7 @@
 
 mod admission;
 mod control_plane;
+mod delivery_kinds;
 mod faults;
 mod faulty_proxy;
 mod pods;

@@ -9,7 +9,10 @@ use std::sync::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use posthorn::{
-    access::{Access, AccessError, KubeTokenReviewer, REVIEW_TIMEOUT, ServiceAccount},
+    access::{
+        Access, AccessError, Authorizer, Caller, GRACE, KubeTokenReviewer, PublishRight, REVIEW_TIMEOUT, ReviewError,
+        ServiceAccount, publish::PublishAccess,
+    },
     runtime::secret::SecretString,
 };
 use serde_json::{Value, json};
@@ -105,8 +108,21 @@ async fn many_calls_at_once_and_within_a_minute_are_one_question() {
     let token = good_token();
     let calls = (0..50).map(|_| access.check(&token, now()));
     assert!(futures::future::join_all(calls).await.iter().all(Result::is_ok));
-    assert_eq!(access.check(&token, now() + SignedDuration::from_secs(59)).await, Ok(()));
+    assert_eq!(access.check(&token, now() + SignedDuration::from_secs(44)).await, Ok(()));
     assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_yes_is_reviewed_again_before_it_ends_and_nobody_waits_for_that() {
+    let yes = || review(verdict(true, "posthorn-internal", CONTROLLER));
+    let (access, asked) = access(vec![yes(), yes()]);
+    let token = good_token();
+    let after = |seconds| now() + SignedDuration::from_secs(seconds);
+    assert_eq!(access.check(&token, after(0)).await, Ok(()));
+    assert_eq!(access.check(&token, after(45)).await, Ok(()));
+    while asked.load(Ordering::SeqCst) < 2 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -129,4 +145,57 @@ async fn an_api_server_that_hangs_is_an_api_server_that_is_away() {
     let started = tokio::time::Instant::now();
     assert_eq!(access.check(&good_token(), now()).await, Err(AccessError::Unavailable));
     assert_eq!(started.elapsed(), REVIEW_TIMEOUT);
+}
+
+/// Knows one right, and counts what it is asked.
+struct Rights {
+    answers: std::sync::Mutex<Vec<Option<bool>>>,
+}
+
+impl Authorizer for Rights {
+    fn may_publish<'a>(
+        &'a self,
+        _: &'a Caller,
+        _: &'a PublishRight,
+    ) -> futures::future::BoxFuture<'a, Result<bool, ReviewError>> {
+        let answer = self.answers.lock().unwrap().pop().flatten().ok_or_else(|| ReviewError("away".into()));
+        Box::pin(async move { answer })
+    }
+}
+
+#[tokio::test]
+async fn a_right_is_remembered_for_a_minute_has_the_grace_given_and_ends_with_its_token() {
+    let grace = std::time::Duration::from_secs(120);
+    let client = fake_api::client(|_, _, _| review(verdict(true, "posthorn", CONTROLLER)));
+    // The last one first: yes, away, away, no.
+    let rights = Rights { answers: std::sync::Mutex::new(vec![Some(false), None, None, Some(true)]) };
+    let access = PublishAccess::new(Arc::new(KubeTokenReviewer::new(client)), Arc::new(rights), None);
+    let token = token(CONTROLLER, "posthorn", now().as_second() + 3600);
+    let publisher = access.authenticate(token.expose(), grace, now()).await.unwrap();
+    let may = async |seconds: i64, grace| {
+        access.may_publish(&publisher, "shop", None, grace, now() + SignedDuration::from_secs(seconds)).await
+    };
+    assert_eq!(may(0, grace).await, Ok(true));
+    assert_eq!(may(44, grace).await, Ok(true));
+    assert_eq!(may(60, grace).await, Ok(true), "the API server is away");
+    assert_eq!(may(120, grace).await, Err(AccessError::Unavailable));
+    assert_eq!(may(121, grace).await, Ok(false));
+    assert_eq!(may(125, grace).await, Ok(false), "a no is remembered");
+}
+
+#[tokio::test]
+async fn tokens_of_other_issuers_are_hardly_ever_reviewed() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let client = fake_api::client(move |_, _, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        review(verdict(false, "posthorn", CONTROLLER))
+    });
+    let rights = Arc::new(Rights { answers: std::sync::Mutex::default() });
+    let access = PublishAccess::new(Arc::new(KubeTokenReviewer::new(client)), rights, Some("own".to_owned()));
+    for number in 0..20 {
+        let token = token(CONTROLLER, "posthorn", now().as_second() + 3600 + number);
+        assert!(access.authenticate(token.expose(), GRACE, now()).await.is_err());
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kube::api::ObjectMeta;
 use posthorn::{
     api::{Subscription, Webhook},
-    routing::index::{Counts, Index, Match, WatchedKind},
+    routing::index::{Counts, Index, Match, Responsibility, WatchedKind},
     wire::index_feed::{FeedEntry, FeedKind, FeedQuery},
 };
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ pub(crate) fn webhook(namespace: &str, name: &str, generation: i64) -> Webhook {
     webhook_with(namespace, name, generation, json!({ "url": "https://hooks.example.com/in" }))
 }
 
-fn webhook_with(namespace: &str, name: &str, generation: i64, spec: Value) -> Webhook {
+pub(crate) fn webhook_with(namespace: &str, name: &str, generation: i64, spec: Value) -> Webhook {
     serde_json::from_value(json!({
         "apiVersion": "posthorn.dev/v1alpha1", "kind": "Webhook",
         "metadata": metadata("w", namespace, name, generation),
@@ -28,7 +28,7 @@ fn webhook_with(namespace: &str, name: &str, generation: i64, spec: Value) -> We
     .unwrap()
 }
 
-fn subscription(namespace: &str, name: &str, generation: i64, spec: Value) -> Subscription {
+pub(crate) fn subscription(namespace: &str, name: &str, generation: i64, spec: Value) -> Subscription {
     serde_json::from_value(json!({
         "apiVersion": "posthorn.dev/v1alpha1", "kind": "Subscription",
         "metadata": metadata("s", namespace, name, generation),
@@ -37,7 +37,7 @@ fn subscription(namespace: &str, name: &str, generation: i64, spec: Value) -> Su
     .unwrap()
 }
 
-fn to_webhook(name: &str, events: &[&str]) -> Value {
+pub(crate) fn to_webhook(name: &str, events: &[&str]) -> Value {
     json!({ "webhookRef": { "name": name }, "events": events })
 }
 
@@ -49,6 +49,24 @@ fn index_with_namespace() -> Index {
     let mut index = Index::new(POOL, "test");
     index.apply_namespace("shop", "ns-1", None);
     index
+}
+
+#[test]
+fn a_namespace_is_ours_or_of_another_pool_or_unknown_once_they_were_listed() {
+    let mut index = Index::new(POOL, "test");
+    assert_eq!(index.responsibility("shop"), Responsibility::NotListed);
+    index.begin_list(WatchedKind::Namespace);
+    index.apply_namespace("shop", "ns-1", None);
+    index.apply_namespace("bank", "ns-2", Some("secure"));
+    index.apply_webhook(&webhook("later", "w", 1));
+    assert_eq!(index.responsibility("shop"), Responsibility::Ours { name: "shop".into(), uid: "ns-1".into() });
+    assert_eq!(index.responsibility("bank"), Responsibility::Other("secure".into()));
+    assert_eq!(index.responsibility("later"), Responsibility::NotListed);
+    index.end_list(WatchedKind::Namespace);
+    assert_eq!(index.responsibility("later"), Responsibility::Unknown);
+    assert_eq!(index.responsibility("none"), Responsibility::Unknown);
+    index.apply_namespace("shop", "ns-1", Some("secure"));
+    assert_eq!(index.responsibility("shop"), Responsibility::Other("secure".into()));
 }
 
 /// Everything that a follower who begins from nothing reads, in a stable order.
@@ -205,7 +223,7 @@ fn the_index_is_synced_when_every_kind_was_listed_and_that_is_news() {
 fn entries_are_slim() {
     // With texts of some 200 bytes and the feed's own entry an idle Webhook and
     // its Subscription stay far below the 4 KiB that a pod may spend on them.
-    assert!(size_of::<posthorn::routing::index::WebhookEntry>() <= 192);
+    assert!(size_of::<posthorn::routing::index::WebhookEntry>() <= 224);
     assert!(size_of::<posthorn::routing::index::SubscriptionEntry>() <= 160);
 }
 

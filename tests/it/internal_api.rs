@@ -9,7 +9,7 @@ use std::{
 use axum::{Router, body::Bytes, http::HeaderMap, routing::any};
 use futures::future::BoxFuture;
 use posthorn::{
-    access::{Access, Review, ReviewError, TokenReviewer},
+    access::{Access, Caller, Review, ReviewError, TokenReviewer},
     api::{Reason, pool::Egress},
     delivery::{
         internal_api::{BODY_BYTES_MAX, InternalApi},
@@ -124,8 +124,11 @@ impl Pod {
 
     fn vouch_for(&self, username: &str) {
         let audiences = vec!["posthorn-internal".to_owned()];
-        *self.reviewer.review.lock().unwrap() =
-            Some(Review { authenticated: true, audiences, username: username.to_owned() });
+        *self.reviewer.review.lock().unwrap() = Some(Review {
+            authenticated: true,
+            audiences,
+            caller: Caller { username: username.to_owned(), ..Caller::default() },
+        });
     }
 
     fn allow_loopback(&self) {

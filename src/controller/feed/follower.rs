@@ -1,4 +1,5 @@
-//! Follows the index feed of every pool by long polling.
+//! Follows the index feed of every pool by long polling, and polls what became
+//! of its Deliveries.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -6,7 +7,15 @@ use tokio::{task::AbortHandle, time::sleep};
 
 use super::{Change, Feeds};
 use crate::{
-    controller::{backoff::Backoff, metrics::Metrics, pods::PodClient},
+    controller::{
+        backoff::Backoff,
+        deliveries::{
+            Deliveries,
+            poller::{self, OnDeliveries},
+        },
+        metrics::Metrics,
+        pods::PodClient,
+    },
     runtime::clock,
 };
 
@@ -20,19 +29,30 @@ const FAILURES_BEFORE_WARNING: u32 = 5;
 /// Told of every change of a pool's index.
 pub type OnChange = Arc<dyn Fn(Change) + Send + Sync>;
 
-/// One task for each pool that there is.
+/// Who is told what.
+#[derive(Clone)]
+pub struct Told {
+    /// Of changes of an index.
+    pub on_change: OnChange,
+    /// Of what became of Deliveries.
+    pub on_deliveries: OnDeliveries,
+}
+
+/// One task for each pool that there is: it follows the index, and polls what
+/// became of Deliveries.
 pub struct Followers {
     feeds: Feeds,
+    deliveries: Deliveries,
     pods: PodClient,
     metrics: Metrics,
-    on_change: OnChange,
+    told: Told,
     running: HashMap<String, AbortHandle>,
 }
 
 impl Followers {
     /// Followers of no pool yet.
-    pub fn new(feeds: Feeds, pods: PodClient, metrics: Metrics, on_change: OnChange) -> Self {
-        Self { feeds, pods, metrics, on_change, running: HashMap::new() }
+    pub fn new(feeds: Feeds, deliveries: Deliveries, pods: PodClient, metrics: Metrics, told: Told) -> Self {
+        Self { feeds, deliveries, pods, metrics, told, running: HashMap::new() }
     }
 
     /// Follows a pool, if that is not done already.
@@ -40,13 +60,10 @@ impl Followers {
         if self.running.contains_key(pool) {
             return;
         }
-        let task = follow(
-            pool.to_owned(),
-            self.feeds.clone(),
-            self.pods.clone(),
-            self.metrics.clone(),
-            Arc::clone(&self.on_change),
-        );
+        let Told { on_change, on_deliveries } = self.told.clone();
+        let follow = follow(pool.to_owned(), self.feeds.clone(), self.pods.clone(), self.metrics.clone(), on_change);
+        let poll = poller::poll(pool.to_owned(), self.deliveries.clone(), self.pods.clone(), on_deliveries);
+        let task = async { tokio::join!(follow, poll) };
         self.running.insert(pool.to_owned(), tokio::spawn(task).abort_handle());
     }
 
@@ -55,6 +72,7 @@ impl Followers {
         if let Some(task) = self.running.remove(pool) {
             task.abort();
             self.feeds.forget(pool);
+            self.deliveries.forget_pool(pool);
             self.metrics.forget_pool(pool);
         }
     }

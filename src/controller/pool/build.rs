@@ -16,11 +16,14 @@ use crate::{
     api::{DeliveryPool, POOL_LABEL},
     controller::{internal, names},
     runtime::logging::LogFormat,
-    wire::{HEALTH_PORT, INTERNAL_PORT},
+    wire::{HEALTH_PORT, INGEST_PORT, INTERNAL_PORT},
 };
 
-/// Container port that takes events.
-pub(super) const INGEST_PORT: u16 = 8080;
+/// Where the volume of the store is mounted.
+const DATA_DIR: &str = "/data";
+/// Where the volume in memory is mounted: Secrets, for a restart of the
+/// container without the API server.
+const RUN_DIR: &str = "/run/posthorn";
 /// User and group of every process in our image.
 const USER: u32 = 65532;
 /// What a pod gets to end the attempts that are under way: more than the longest
@@ -256,10 +259,10 @@ fn container(pool: &ValidatedPool, settings: &PoolSettings) -> Value {
         "readinessProbe": probe("/readyz", 5, 2),
         "livenessProbe": probe("/healthz", 10, 6),
         "volumeMounts": [
-            { "name": names::STORE_VOLUME, "mountPath": "/data" },
+            { "name": names::STORE_VOLUME, "mountPath": DATA_DIR },
             { "name": "tls", "mountPath": "/etc/posthorn/tls", "readOnly": true },
             { "name": "keys", "mountPath": "/etc/posthorn/keys", "readOnly": true },
-            { "name": "run", "mountPath": "/run/posthorn" },
+            { "name": "run", "mountPath": RUN_DIR },
         ],
     })
 }
@@ -275,6 +278,8 @@ fn environment(pool: &ValidatedPool, settings: &PoolSettings) -> Value {
     let mut variables = vec![
         json!({ "name": "POSTHORN_POOL", "value": pool.name }),
         json!({ "name": "POSTHORN_NAMESPACE", "valueFrom": namespace }),
+        json!({ "name": "POSTHORN_DATA_DIR", "value": DATA_DIR }),
+        json!({ "name": "POSTHORN_RUN_DIR", "value": RUN_DIR }),
         json!({ "name": "POSTHORN_LOG_FORMAT", "value": log_format }),
         json!({ "name": "POSTHORN_CLUSTER_DOMAIN", "value": settings.cluster_domain }),
         json!({ "name": "MALLOC_ARENA_MAX", "value": "2" }),

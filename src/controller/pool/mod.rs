@@ -13,7 +13,6 @@ mod drift;
 mod gather;
 mod network_policy;
 mod plan;
-mod quantity;
 pub mod settings;
 mod status;
 mod validate;
@@ -36,9 +35,10 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use self::status::Outcome;
-use super::{internal, names};
+use super::{internal, names, pods::PodClient};
 use crate::{
     api::{ConditionType, DeliveryPool, POOL_LABEL, condition},
+    policy::store_identity,
     runtime::clock,
 };
 
@@ -65,6 +65,8 @@ pub struct Context {
     pub release_namespace: String,
     /// What the operator's flags say about every pool.
     pub settings: PoolSettings,
+    /// The delivery pods: they tell which store they have.
+    pub pods: PodClient,
 }
 
 /// A reconcile failed. One variant a step.
@@ -172,14 +174,31 @@ async fn reconcile(pool: Arc<DeliveryPool>, context: Arc<Context>) -> Result<Act
         };
     let outcome = match &maybe_refused_growth {
         Some(error) => Outcome::NotApplied(error),
-        None => Outcome::Applied { maybe_stateful_set: maybe_stateful_set.as_ref(), pods: &pods },
+        None => Outcome::Applied {
+            maybe_stateful_set: maybe_stateful_set.as_ref(),
+            pods: &pods,
+            maybe_store_id: store_id(&context, &name, maybe_stateful_set.as_ref()).await,
+        },
     };
     settle(&pool, &context, &outcome, now).await
 }
 
+/// The id of the store that the pool's pod has, if it tells one.
+async fn store_id(context: &Context, pool: &str, maybe_stateful_set: Option<&StatefulSet>) -> Option<String> {
+    // A pod that is being made cannot be asked yet.
+    maybe_stateful_set?.status.as_ref().filter(|status| status.replicas > 0)?;
+    match context.pods.counters(pool).await {
+        Ok(counters) => counters.store_id.filter(|id| store_identity::is_store_id(id)),
+        Err(error) => {
+            tracing::debug!(pool, %error, "the pool's pod does not tell which store it has");
+            None
+        }
+    }
+}
+
 /// The Secrets that the pods mount must exist before the pods.
 async fn trust(context: &Context, pool: &DeliveryPool, now: Timestamp) -> Result<(), internal::Error> {
-    let Context { client, release_namespace, settings: _ } = context;
+    let Context { client, release_namespace, settings: _, pods: _ } = context;
     internal::ensure(client, release_namespace, now).await?;
     internal::ensure_serving_certificate(client, release_namespace, pool, now).await
 }
@@ -192,7 +211,8 @@ async fn settle(
     now: Timestamp,
 ) -> Result<Action, Error> {
     let wanted = status::wanted(pool, outcome, &context.release_namespace, now);
-    let is_under_way = condition::is_true(&wanted.conditions, ConditionType::Reconciling);
+    // A ready pod whose store is not recorded will tell it in a moment.
+    let is_under_way = condition::is_true(&wanted.conditions, ConditionType::Reconciling) || wanted.stores.is_empty();
     status::write(&context.client, pool, wanted).await?;
     Ok(Action::requeue(if is_under_way { STARTING_INTERVAL } else { SETTLED_INTERVAL }))
 }

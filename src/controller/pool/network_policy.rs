@@ -5,13 +5,13 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{
-    build::{INGEST_PORT, Own},
+    build::Own,
     gather::ApiServers,
     validate::{Namespaces, Range, Reach},
 };
 use crate::{
     controller::names,
-    wire::{HEALTH_PORT, INTERNAL_PORT},
+    wire::{HEALTH_PORT, INGEST_PORT, INTERNAL_PORT},
 };
 
 /// IPv4 ranges that no public endpoint has (RFC 6890 and its successors).

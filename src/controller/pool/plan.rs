@@ -9,10 +9,10 @@ use super::{
     build::{self, Prepared},
     drift,
     gather::Gathered,
-    quantity,
     settings::PoolSettings,
     validate::{ValidatedPool, Volume, claim_size, claim_template},
 };
+use crate::api::quantity;
 
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq)]

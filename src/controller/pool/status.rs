@@ -13,10 +13,13 @@ use serde_json::json;
 use super::{apply, validate::Invalid};
 use crate::{
     api::{
-        ConditionStatus, ConditionType, DeliveryPool, DeliveryPoolStatus, Reason, STATUS_FIELD_MANAGER,
+        ACCEPT_STORE_ANNOTATION, ConditionStatus, ConditionType, DeliveryPool, DeliveryPoolStatus, Reason,
+        STATUS_FIELD_MANAGER,
         condition::{self, WantedCondition},
+        pool::StoreStatus,
     },
     controller::{internal, names},
+    policy::store_identity::{self, StoreVerdict},
 };
 
 /// Longest text of the API server that goes into a message.
@@ -31,7 +34,12 @@ pub(super) enum Outcome<'a> {
     /// The API server refused a part.
     NotApplied(&'a apply::Error),
     /// Everything is applied.
-    Applied { maybe_stateful_set: Option<&'a StatefulSet>, pods: &'a [Pod] },
+    Applied {
+        maybe_stateful_set: Option<&'a StatefulSet>,
+        pods: &'a [Pod],
+        /// None while the pod does not tell it.
+        maybe_store_id: Option<String>,
+    },
 }
 
 /// The status of a pool could not be written.
@@ -77,14 +85,40 @@ pub(super) fn wanted(
     };
     DeliveryPoolStatus {
         observed_generation: generation,
-        conditions: condition::merge(existing, &conditions(outcome), generation, now),
+        conditions: condition::merge(existing, &conditions(pool, outcome), generation, now),
         service: Some(names::service_host(&pool.name_any(), release_namespace)),
         ready_replicas,
+        stores: stores(pool, outcome),
     }
 }
 
-fn conditions(outcome: &Outcome<'_>) -> Vec<WantedCondition> {
-    let (ready, maybe_why, reason, message) = judge(outcome);
+/// The recorded stores, with one that is seen for the first time or was accepted.
+fn stores(pool: &DeliveryPool, outcome: &Outcome<'_>) -> Vec<StoreStatus> {
+    let mut stores = pool.status.as_ref().map(|status| status.stores.clone()).unwrap_or_default();
+    let Outcome::Applied { maybe_store_id: Some(id), .. } = outcome else { return stores };
+    let pod = names::pod(&pool.name_any());
+    if store_identity::judge(pool, &pod, id).is_news() {
+        stores.retain(|store| store.pod != pod);
+        stores.push(StoreStatus { pod, id: id.clone() });
+    }
+    stores
+}
+
+/// A pod whose volume has another store than the recorded one.
+fn mismatch(pool: &DeliveryPool, outcome: &Outcome<'_>) -> Option<String> {
+    let Outcome::Applied { maybe_store_id: Some(id), .. } = outcome else { return None };
+    let pod = names::pod(&pool.name_any());
+    let StoreVerdict::Mismatch { recorded } = store_identity::judge(pool, &pod, id) else { return None };
+    Some(format!(
+        "The volume of pod {pod} has the store {id}, and {recorded} is recorded for it: the volume was emptied or swapped. Bring the right volume back, or restore a backup. To go on with this store, set the annotation {ACCEPT_STORE_ANNOTATION} to {id}; what the other one owes is then not delivered."
+    ))
+}
+
+fn conditions(pool: &DeliveryPool, outcome: &Outcome<'_>) -> Vec<WantedCondition> {
+    let (ready, maybe_why, reason, message) = match mismatch(pool, outcome) {
+        Some(message) => (ConditionStatus::False, Some(ConditionType::Stalled), Reason::StoreMismatch, message),
+        None => judge(outcome),
+    };
     let condition = |type_, status| WantedCondition { type_, status, reason, message: message.clone() };
     let mut conditions = vec![condition(ConditionType::Ready, ready)];
     conditions.extend(maybe_why.map(|type_| condition(type_, ConditionStatus::True)));
@@ -246,7 +280,7 @@ mod tests {
     #[test]
     fn a_pool_is_ready_when_every_pod_is_ready_and_new() {
         let ready = stateful_set(rolled_out());
-        let outcome = Outcome::Applied { maybe_stateful_set: Some(&ready), pods: &[] };
+        let outcome = Outcome::Applied { maybe_stateful_set: Some(&ready), pods: &[], maybe_store_id: None };
         check(&outcome, &["Ready=True PodsReady"], "All pods of the pool are ready.");
     }
 
@@ -261,7 +295,7 @@ mod tests {
             let mut status = rolled_out();
             status[field] = value;
             let stateful_set = stateful_set(status);
-            let outcome = Outcome::Applied { maybe_stateful_set: Some(&stateful_set), pods: &[] };
+            let outcome = Outcome::Applied { maybe_stateful_set: Some(&stateful_set), pods: &[], maybe_store_id: None };
             check(
                 &outcome,
                 &["Ready=False PodsStarting", "Reconciling=True PodsStarting"],
@@ -271,10 +305,40 @@ mod tests {
     }
 
     #[test]
+    fn a_store_is_recorded_once_and_another_one_stalls_the_pool_until_it_is_accepted() {
+        let ready = stateful_set(rolled_out());
+        let told = |pool: &DeliveryPool, id: &str| {
+            let outcome =
+                Outcome::Applied { maybe_stateful_set: Some(&ready), pods: &[], maybe_store_id: Some(id.into()) };
+            let status = wanted(pool, &outcome, "mail", Timestamp::from_second(1_800_000_000).unwrap());
+            let reasons: Vec<_> =
+                status.conditions.iter().map(|c| format!("{}={} {}", c.type_, c.status, c.reason)).collect();
+            (status.stores.iter().map(|s| format!("{} {}", s.pod, s.id)).collect::<Vec<_>>(), reasons, status)
+        };
+        let mut pool = pool();
+        let (stores, reasons, status) = told(&pool, "a1");
+        assert_eq!((stores, reasons), (vec!["posthorn-sturdy-0 a1".into()], vec!["Ready=True PodsReady".into()]));
+        pool.status = Some(status);
+
+        let (stores, reasons, status) = told(&pool, "b2");
+        assert_eq!(stores, ["posthorn-sturdy-0 a1"]);
+        assert_eq!(reasons, ["Ready=False StoreMismatch", "Stalled=True StoreMismatch"]);
+        let message = &status.conditions[0].message;
+        assert!(
+            message.contains("has the store b2, and a1 is recorded") && message.contains("accept-store to b2"),
+            "{message}"
+        );
+
+        pool.annotations_mut().insert(ACCEPT_STORE_ANNOTATION.into(), "b2".into());
+        let (stores, reasons, _) = told(&pool, "b2");
+        assert_eq!((stores, reasons), (vec!["posthorn-sturdy-0 b2".into()], vec!["Ready=True PodsReady".into()]));
+    }
+
+    #[test]
     fn the_message_says_what_a_pod_waits_for() {
         let check_pod = |status: Value, message: &str| {
             let pods = [pod(status)];
-            let outcome = Outcome::Applied { maybe_stateful_set: None, pods: &pods };
+            let outcome = Outcome::Applied { maybe_stateful_set: None, pods: &pods, maybe_store_id: None };
             check(&outcome, &["Ready=False PodsStarting", "Reconciling=True PodsStarting"], message);
         };
         check_pod(

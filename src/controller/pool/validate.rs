@@ -8,11 +8,11 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::quantity;
 use crate::{
     api::{
         DeliveryPool,
         pool::{Egress, EgressRule, ResourceAmounts, Resources},
+        quantity,
         webhook::Scheme,
     },
     policy::egress::{ClusterNetworks, EgressPolicy, PolicyError},

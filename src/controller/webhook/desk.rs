@@ -195,7 +195,8 @@ pub fn reading_lasts(webhooks: usize) -> Duration {
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-    use super::{super::material::Material, *};
+    use super::*;
+    use crate::secrets::Material;
     use crate::{api::Reason, dialect::SigningKeys, runtime::clock};
 
     const READ_AT: i64 = 1_800_000_000;

@@ -8,7 +8,7 @@ use kube::Resource;
 
 use super::{
     desk::{Begun, Desk, KeptReading, Probe, reading_lasts},
-    material::{self, Material, Reading},
+    material::{self, Reading},
 };
 use crate::{
     api::{DeliveryPoolSpec, RELOAD_ANNOTATION, VERIFY_REQUESTED_ANNOTATION, Webhook},
@@ -21,8 +21,9 @@ use crate::{
     },
     dialect::SigningKeys,
     runtime::clock,
+    secrets::Material,
     verify::challenge::Verdict,
-    wire::index_feed::FeedKind,
+    wire::{deliveries::DeliveriesEntry, index_feed::FeedKind},
 };
 
 /// First wait before a Secret with a problem is read again.
@@ -52,6 +53,9 @@ pub struct Gathered {
     pub indexed: Indexed,
     /// The last probe.
     pub probe: ProbeView,
+    /// What the pool's pod told of its Deliveries, as far as it may be written;
+    /// none while nobody knows.
+    pub told: Option<Arc<DeliveriesEntry>>,
     /// The time.
     pub now: Timestamp,
     /// A number in [0, 1).
@@ -115,6 +119,7 @@ pub async fn gather(context: &Context, cached: &Cached<Webhook>) -> Result<Gathe
     let pool_name = context.views.pool_of(&key.namespace);
     let maybe_pool = context.views.pool(&pool_name);
     let indexed = context.feeds.indexed(&pool_name, FeedKind::Webhook, &key, &uid, generation);
+    let told = context.deliveries.released(&key, &uid);
     Ok(Gathered {
         key,
         webhook,
@@ -126,6 +131,7 @@ pub async fn gather(context: &Context, cached: &Cached<Webhook>) -> Result<Gathe
         reading_left,
         indexed,
         probe,
+        told,
         now: clock::now(),
         chance: clock::chance(),
     })

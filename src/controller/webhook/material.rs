@@ -1,5 +1,6 @@
 //! The values of the Secrets that a Webhook names, read in one go; and the
 //! Secret that the controller makes for a Webhook that names no signing key.
+//! Reading itself is `crate::secrets`, which the pods share.
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
@@ -9,40 +10,18 @@ use kube::{
 
 use crate::{
     api::{
-        Reason, SecretKeyRef, Webhook,
+        Problem, Reason, WEBHOOK_LABEL, Webhook,
         defaults::{SIGNING_SECRET_KEY, SIGNING_SECRET_TYPE, signing_secret_name},
-        webhook::{Dialect, Tls},
     },
-    controller::{
-        names::{MANAGED_BY, MANAGED_BY_LABEL},
-        secrets::{
-            HEADER_VALUE_BYTES_MAX, SecretError, SecretReader, URL_BYTES_MAX, Use, is_adoptable, pem_of, problem,
-            text_of,
-        },
-    },
-    dialect::{SigningKey, SigningKeys},
+    controller::names::{MANAGED_BY, MANAGED_BY_LABEL},
+    dialect::SigningKey,
+    policy::sending::SendingSpec,
     runtime::{clock, secret::SecretString},
-    verify::conditions::Problem,
-    wire::probe::TlsMaterial,
+    secrets::{Material, SecretError, SecretReader, material},
 };
 
-/// Label of a made Secret: the Webhook that it was made for.
-pub const WEBHOOK_LABEL: &str = "posthorn.dev/webhook";
 /// Annotation of a made Secret: what it is, for whoever finds it.
 const ABOUT_ANNOTATION: &str = "posthorn.dev/about";
-
-/// What the Secrets of a Webhook say.
-#[derive(Clone)]
-pub struct Material {
-    /// The keys that sign.
-    pub keys: SigningKeys,
-    /// The URL of `urlFrom`; none without `urlFrom`.
-    pub url: Option<SecretString>,
-    /// Headers from Secrets.
-    pub headers: Vec<(String, SecretString)>,
-    /// TLS settings; none if there are none to make.
-    pub tls: Option<TlsMaterial>,
-}
 
 /// What came of reading: everything, or the first thing that is wrong. The URL
 /// is told even then, if it could be read: whether an endpoint changed must be
@@ -55,13 +34,6 @@ pub struct Reading {
     pub url: Option<SecretString>,
     /// The Secret with the signing key.
     pub secret_name: Option<String>,
-}
-
-/// Not derived: nothing of it is for the eye.
-impl std::fmt::Debug for Material {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Material")
-    }
 }
 
 /// Whether a Webhook gets a Secret made for it.
@@ -86,13 +58,15 @@ pub async fn read(client: &Client, webhook: &Webhook) -> Result<Reading, kube::E
     let mut reader = SecretReader::new(client.clone(), namespace);
     let url = match &webhook.spec.url_from {
         None => Ok(None),
-        Some(reference) => tell(url(&mut reader, reference).await.map(Some))?,
+        Some(reference) => tell(material::url(&mut reader, reference).await.map(Some))?,
     };
     let known_url = url.as_ref().ok().cloned().flatten();
-    let secret_name = signing_reference(webhook).map(|reference| reference.name);
+    let spec = SendingSpec::compile(&webhook.spec);
+    let name = webhook.metadata.name.as_deref().unwrap_or_default();
+    let secret_name = spec.signing.current(name).map(|reference| reference.name);
     let material = match url {
         Err(problem) => Err(problem),
-        Ok(url) => tell(rest(client, &mut reader, webhook, url).await)?,
+        Ok(url) => tell(rest(client, &mut reader, webhook, &spec, url).await)?,
     };
     Ok(Reading { material, url: known_url, secret_name })
 }
@@ -110,82 +84,13 @@ async fn rest(
     client: &Client,
     reader: &mut SecretReader,
     webhook: &Webhook,
+    spec: &SendingSpec,
     url: Option<SecretString>,
 ) -> Result<Material, SecretError> {
     if wants_made_secret(webhook) {
         make_if_absent(client, reader, webhook).await?;
     }
-    let keys = signing_keys(reader, webhook).await?;
-    let mut headers = Vec::new();
-    for header in &webhook.spec.headers_from {
-        let value = reader.value(&header.secret_ref, Use::Header).await?;
-        let value = text_of(&value, &header.secret_ref, HEADER_VALUE_BYTES_MAX).map_err(SecretError::Problem)?;
-        headers.push((header.name.clone(), value));
-    }
-    let tls = match &webhook.spec.tls {
-        None => None,
-        Some(tls) => Some(tls_material(reader, tls).await?),
-    };
-    Ok(Material { keys, url, headers, tls })
-}
-
-async fn url(reader: &mut SecretReader, reference: &SecretKeyRef) -> Result<SecretString, SecretError> {
-    let value = reader.value(reference, Use::Url).await?;
-    text_of(&value, reference, URL_BYTES_MAX).map_err(SecretError::Problem)
-}
-
-fn signing_reference(webhook: &Webhook) -> Option<SecretKeyRef> {
-    if webhook.spec.is_unsigned() {
-        return None;
-    }
-    let named = webhook.spec.signing.as_ref().and_then(|signing| signing.secret_ref.clone());
-    Some(named.unwrap_or_else(|| SecretKeyRef {
-        name: signing_secret_name(webhook.metadata.name.as_deref().unwrap_or_default()),
-        key: SIGNING_SECRET_KEY.to_owned(),
-    }))
-}
-
-async fn signing_keys(reader: &mut SecretReader, webhook: &Webhook) -> Result<SigningKeys, SecretError> {
-    let Some(reference) = signing_reference(webhook) else { return Ok(SigningKeys::none()) };
-    let dialect = webhook.spec.effective_dialect();
-    let current = signing_key(reader, &reference, dialect).await?;
-    let previous = match webhook.spec.signing.as_ref().and_then(|signing| signing.previous_secret_ref.as_ref()) {
-        None => None,
-        Some(reference) => Some(signing_key(reader, reference, dialect).await?),
-    };
-    Ok(SigningKeys::new(current, previous))
-}
-
-async fn signing_key(
-    reader: &mut SecretReader,
-    reference: &SecretKeyRef,
-    dialect: Dialect,
-) -> Result<SigningKey, SecretError> {
-    let value = reader.value(reference, Use::Signing).await?;
-    SigningKey::parse(dialect, value).map_err(|error| {
-        let SecretKeyRef { name, key } = reference;
-        SecretError::Problem(problem(error.reason(), format!("Secret {name}, key {key}: {error}.")))
-    })
-}
-
-async fn tls_material(reader: &mut SecretReader, tls: &Tls) -> Result<TlsMaterial, SecretError> {
-    let mut material =
-        TlsMaterial { ca_pem: None, client_certificate_pem: None, client_key_pem: None, min_version: tls.min_version };
-    if let Some(reference) = &tls.ca_ref {
-        let value = reader.value(reference, Use::Authorities).await?;
-        let pem = pem_of(&value, &reference.name, &reference.key).map_err(SecretError::Problem)?;
-        material.ca_pem = Some(pem.expose().to_owned());
-    }
-    if let Some(reference) = &tls.client_certificate_ref {
-        let mut part = async |key: &str| {
-            let of = SecretKeyRef { name: reference.name.clone(), key: key.to_owned() };
-            let value = reader.value(&of, Use::ClientCertificate).await?;
-            pem_of(&value, &of.name, key).map_err(SecretError::Problem)
-        };
-        material.client_certificate_pem = Some(part("tls.crt").await?.expose().to_owned());
-        material.client_key_pem = Some(part("tls.key").await?);
-    }
-    Ok(material)
+    material::rest(reader, spec, webhook.metadata.name.as_deref().unwrap_or_default(), url).await
 }
 
 /// Makes the Secret `<webhook>-signing` unless one stands there. A fresh Webhook
@@ -215,7 +120,7 @@ async fn make_if_absent(client: &Client, reader: &mut SecretReader, webhook: &We
                 None => Ok(()),
             }
         }
-        Err(kube::Error::Api(status)) if status.code == 403 => Err(SecretError::Problem(problem(
+        Err(kube::Error::Api(status)) if status.code == 403 => Err(SecretError::Problem(Problem::new(
             Reason::SecretNotReadable,
             format!(
                 "Posthorn could not make Secret {name}: the API server refused it. Give its controller the right to create Secrets here, see whether a quota is used up, or name a Secret of yours in signing.secretRef."
@@ -225,12 +130,17 @@ async fn make_if_absent(client: &Client, reader: &mut SecretReader, webhook: &We
     }
 }
 
+/// Whether a Secret that stands under the name of a made one may be taken for it.
+fn is_adoptable(secret: &Secret) -> bool {
+    matches!(secret.type_.as_deref(), None | Some("Opaque" | SIGNING_SECRET_TYPE))
+}
+
 fn adopt(secret: &Secret, name: &str) -> Result<(), SecretError> {
     if is_adoptable(secret) {
         return Ok(());
     }
     let type_ = secret.type_.as_deref().unwrap_or_default();
-    Err(SecretError::Problem(problem(
+    Err(SecretError::Problem(Problem::new(
         Reason::SecretTypeForbidden,
         format!(
             "Secret {name} stands where the signing key of this Webhook is kept, and is of type {type_}. Delete it, or name another Secret in signing.secretRef."

@@ -8,18 +8,18 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     desk::Begun,
     gather::{Gathered, ProbeView},
-    material::Material,
     validate::{Endpoint, Validated},
 };
 use crate::{
     api::{
-        ConditionType, Reason, VERIFY_REQUESTED_ANNOTATION, WebhookStatus, condition,
+        ConditionType, Problem, Reason, VERIFY_REQUESTED_ANNOTATION, WebhookStatus, condition,
         webhook::{KeyRole, KeyStatus, VerificationMethod, VerificationState, VerificationStatus},
     },
-    controller::{events::Notice, feed::Indexed, secrets::problem},
+    controller::{deliveries::told, events::Notice, feed::Indexed},
     runtime::secret::SecretString,
+    secrets::Material,
     verify::{
-        conditions::{Facts, Problem, Programmed, conditions},
+        conditions::{Facts, Programmed, conditions},
         fingerprint::{Bound, FingerprintKey},
         state::{Consent, Decision, Situation, Step, decide, unlocated},
     },
@@ -87,16 +87,23 @@ pub fn plan(gathered: &Gathered, validated: &Validated<'_>, key: &FingerprintKey
         suspended: gathered.webhook.spec.is_suspended(),
         problem,
     };
-    let wanted = conditions(&facts);
+    let mut wanted = conditions(&facts);
+    wanted.extend(gathered.told.iter().flat_map(|told| told::conditions(told)));
+    let mut conditions = condition::merge(&previous.conditions, &wanted, Some(gathered.generation), gathered.now);
+    if gathered.told.is_none() {
+        // Nobody knows how the endpoint does now: what was said stands.
+        conditions.extend(told::of_deliveries(&previous.conditions).cloned());
+    }
     let notices = notices(&previous, &verification, validated.maybe_problem.as_ref());
     let status = WebhookStatus {
         observed_generation: Some(gathered.generation),
-        conditions: condition::merge(&previous.conditions, &wanted, Some(gathered.generation), gathered.now),
+        conditions,
         endpoint: validated.maybe_endpoint.as_ref().map(|endpoint| endpoint.shown.clone()).or_else(|| {
             // A Secret that cannot be read for a moment does not move the endpoint.
             gathered.webhook.spec.url_from.as_ref().and(previous.endpoint)
         }),
         verification: verification.status,
+        delivery: gathered.told.as_ref().map(|told| told::delivery_status(told)).or(previous.delivery),
         secret_name: gathered.reading.secret_name.clone(),
         keys: verification.keys,
     };
@@ -252,6 +259,7 @@ fn situation<'a>(
         requested: now.requested.as_deref(),
         generation: now.generation,
         keys_changed: false,
+        gone_since: gathered.told.as_ref().and_then(|told| told.gone_since.as_ref()).map(|time| time.0),
         checked: None,
     }
 }
@@ -308,7 +316,7 @@ fn key_statuses(uid: &str, material: &Material, key: &FingerprintKey) -> Vec<Key
 }
 
 fn no_pod_problem(pool: &str) -> Problem {
-    problem(
+    Problem::new(
         Reason::PoolNotReady,
         format!(
             "No pod of DeliveryPool {pool} answers, so the endpoint cannot be asked. It is asked as soon as one does; see the DeliveryPool's condition Ready."
@@ -355,11 +363,6 @@ const fn is_about_secrets(reason: Reason) -> bool {
             | Reason::SecretInvalid
             | Reason::SecretNotReadable
     )
-}
-
-/// The URL of an endpoint as the probe needs it.
-pub fn origin_host(release_namespace: &str) -> String {
-    format!("posthorn.{release_namespace}.svc")
 }
 
 /// The headers of every request to the endpoint: literal ones, then those from Secrets.

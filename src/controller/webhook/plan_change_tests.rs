@@ -37,7 +37,10 @@ const AGAINST_NONE: [(Change, &str, bool); 5] = [
     (|w| w.pool = Some(json!({ "verification": { "methods": ["Challenge"] } })), "MethodNotAllowed", true),
     (|w| w.pool = Some(json!({ "egress": { "schemes": ["https"] } })), "HttpNotAllowed", true),
     (
-        |w| w.reading.material = Err(problem(Reason::SecretNotFound, "Secret orders-signing does not exist.".into())),
+        |w| {
+            w.reading.material =
+                Err(Problem::new(Reason::SecretNotFound, "Secret orders-signing does not exist.".into()))
+        },
         "SecretNotFound",
         false,
     ),
@@ -93,7 +96,7 @@ fn without_its_url() -> World {
     assert_eq!(world.state(), "Verified");
     world.seconds = 400;
     world.reading.url = None;
-    world.reading.material = Err(problem(Reason::SecretNotFound, "Secret url does not exist.".into()));
+    world.reading.material = Err(Problem::new(Reason::SecretNotFound, "Secret url does not exist.".into()));
     world
 }
 

@@ -10,14 +10,12 @@ use crate::{
     api::{DeliveryPoolSpec, Webhook},
     controller::{
         key::ObjectKey,
-        webhook::{
-            material::{Material, Reading},
-            validate::validate,
-        },
+        webhook::{material::Reading, validate::validate},
     },
     dialect::{SigningKey, SigningKeys},
     runtime::secret::SecretBytes,
     verify::challenge::Verdict,
+    wire::deliveries::DeliveriesEntry,
 };
 
 const T0: i64 = 1_795_435_200;
@@ -48,6 +46,7 @@ struct World {
     reading: Reading,
     indexed: Indexed,
     probe: ProbeView,
+    told: Option<DeliveriesEntry>,
     seconds: i64,
 }
 
@@ -64,6 +63,7 @@ impl World {
             reading: reading("a key of twenty-four bytes or more"),
             indexed: Indexed::No,
             probe: ProbeView::None,
+            told: None,
             seconds: 0,
         }
     }
@@ -82,6 +82,7 @@ impl World {
             reading_left: None,
             indexed: self.indexed.clone(),
             probe: self.probe.clone(),
+            told: self.told.clone().map(Arc::new),
             now: Timestamp::from_second(T0 + self.seconds).unwrap(),
             chance: 0.5,
         }
@@ -245,7 +246,7 @@ fn another_url_ends_verified_at_once_and_an_outcome_for_the_old_one_is_worth_not
 fn a_missing_secret_holds_the_webhook_and_leaves_it_verified() {
     let mut world = World::new().verified();
     world.seconds = 400;
-    let missing = problem(Reason::SecretNotFound, "Secret orders-signing does not exist.".into());
+    let missing = Problem::new(Reason::SecretNotFound, "Secret orders-signing does not exist.".into());
     world.reading.material = Err(missing);
     let plan = world.settle();
     assert_eq!(
@@ -368,3 +369,62 @@ fn a_status_never_holds_path_query_or_key() {
 
 #[path = "plan_change_tests.rs"]
 mod changes;
+
+fn told(delivered: u64) -> DeliveriesEntry {
+    serde_json::from_value(json!({
+        "namespace": "shop", "name": "orders", "uid": "u-1", "delivered": delivered, "failed": 3, "pending": 2,
+        "deadLetters": 1, "overflow": 0, "lastTime": "2026-11-23T12:00:00.7Z", "lastStatusCode": 503,
+        "health": { "failing": { "reason": "CircuitOpen", "message": "It failed 20 times in a row.", "since": "2026-11-23T12:00:00Z" } },
+    }))
+    .unwrap()
+}
+
+fn verified_world() -> World {
+    let mut world = World { indexed: Indexed::Yes, ..World::new() };
+    world.settle();
+    world.answer(Verdict::Wanted);
+    world.settle();
+    world
+}
+
+#[test]
+fn an_endpoint_that_is_down_is_not_healthy_and_stays_ready() {
+    let mut world = verified_world();
+    world.told = Some(told(40));
+    let status = world.settle().status;
+    let shown = |type_| condition::find(&status.conditions, type_).map(|c| format!("{} {}", c.status, c.reason));
+    assert_eq!(shown(ConditionType::Ready).as_deref(), Some("True Ready"));
+    assert_eq!(shown(ConditionType::Healthy).as_deref(), Some("False CircuitOpen"));
+    assert_eq!(shown(ConditionType::DeadLetterOverflow), None);
+    let delivery = serde_json::to_value(status.delivery.unwrap()).unwrap();
+    assert_eq!(
+        delivery,
+        json!({ "delivered": 40, "failed": 3, "pending": 2, "deadLetters": 1, "lastTime": "2026-11-23T12:00:00Z", "lastStatusCode": 503 })
+    );
+}
+
+#[test]
+fn what_was_told_stands_while_nobody_knows_better() {
+    let mut world = verified_world();
+    world.told = Some(DeliveriesEntry { overflow: 1, ..told(40) });
+    let before = world.settle().status;
+    world.told = None;
+    world.seconds += 60;
+    assert_eq!(world.plan().status, before, "a controller that just began takes nothing back");
+}
+
+#[test]
+fn a_410_to_an_event_takes_verified_and_ready_away() {
+    let mut world = verified_world();
+    let at = Timestamp::from_second(T0 + 30).unwrap();
+    world.seconds = 60;
+    world.told = Some(DeliveriesEntry { gone_since: Some(Time(at)), ..told(1) });
+    let plan = world.settle();
+    assert_eq!(plan.status.verification.as_ref().unwrap().state, VerificationState::Gone);
+    let ready = condition::find(&plan.status.conditions, ConditionType::Ready).unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "Gone"));
+    assert!(condition::is_true(&plan.status.conditions, ConditionType::Stalled));
+    assert_eq!(plan.notices.len(), 1);
+    assert!(plan.probe.is_none(), "it is asked in half an hour");
+    assert_eq!(world.plan().status, plan.status, "settled");
+}

@@ -8,7 +8,7 @@ use reqwest::StatusCode;
 use super::{
     desk::{Begun, Probe},
     gather::Gathered,
-    plan::{ProbeOrder, origin_host, own_headers},
+    plan::{ProbeOrder, own_headers},
     validate::Validated,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     controller::{backoff, context::Context, key::ObjectKey, pods::PodError},
     dialect::SigningKeys,
     runtime::clock,
-    verify::challenge::{Handshake, Verdict, new_challenge},
+    verify::challenge::{self, Handshake, Verdict, new_challenge},
     wire::probe::{ProbeOutcome, ProbeRequest, ProbeResponse},
 };
 
@@ -66,7 +66,7 @@ pub(super) fn start(context: &Arc<Context>, gathered: &Gathered, validated: &Val
         challenge: new_challenge(clock::random_bytes()),
         message_id: format!("msg_{}", new_challenge(clock::random_bytes())),
         keys: material.keys.clone(),
-        origin: origin_host(&context.namespace),
+        origin: challenge::request_origin(&context.namespace),
         now: clock::now(),
         begun: order.begun,
     };

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{gather::Gathered, material::Material};
+use super::gather::Gathered;
 use crate::{
     api::{
-        DeliveryPoolSpec, Reason, WebhookSpec,
+        DeliveryPoolSpec, Problem, Reason, WebhookSpec,
         defaults::VERIFICATION_FAIL_AFTER,
         webhook::{ChallengeHttpMethod, Scheme, VerificationMethod},
     },
-    controller::secrets::problem,
     policy::egress::{HeaderRefusal, check_header, check_headers},
     runtime::secret::SecretString,
-    verify::{challenge::Handshake, conditions::Problem},
+    secrets::Material,
+    verify::challenge::Handshake,
     wire::probe::ProbeTarget,
 };
 
@@ -90,7 +90,7 @@ pub fn validate(gathered: &Gathered) -> Validated<'_> {
 fn pool_problem(gathered: &Gathered) -> Option<Problem> {
     gathered.maybe_pool.is_none().then(|| {
         let pool = &gathered.pool_name;
-        problem(
+        Problem::new(
             Reason::PoolNotFound,
             format!(
                 "DeliveryPool {pool} does not exist. Correct the label posthorn.dev/pool of the namespace, or have the pool made."
@@ -109,7 +109,7 @@ fn method_problem(pool: Option<&DeliveryPoolSpec>, method: VerificationMethod) -
         "The DeliveryPool does not allow the verification method {method:?}. Set spec.verification.method to one of: {}.",
         names.join(", ")
     );
-    Some(problem(Reason::MethodNotAllowed, message))
+    Some(Problem::new(Reason::MethodNotAllowed, message))
 }
 
 /// The schema judges literal headers alone, and only where it is not written around.
@@ -124,7 +124,7 @@ fn header_problem(spec: &WebhookSpec, material: &Material) -> Option<Problem> {
             .or_else(|| from_secrets().position(is_bad).map(|at| format!("spec.headersFrom[{at}]"))),
     };
     let field = field.unwrap_or_else(|| "spec.headers and spec.headersFrom".to_owned());
-    Some(problem(Reason::InvalidHeader, format!("{field} cannot be sent: {refusal}.")))
+    Some(Problem::new(Reason::InvalidHeader, format!("{field} cannot be sent: {refusal}.")))
 }
 
 /// A handshake that sends a secret must not send it in the clear.
@@ -158,7 +158,7 @@ fn http_problem(
         } else {
             "The handshake or a header sends a secret, and the Service is called by http, which the DeliveryPool does not allow. Set serviceRef.scheme to https, or ask the admins of the pool to allow http."
         };
-        problem(Reason::HttpNotAllowed, message.to_owned())
+        Problem::new(Reason::HttpNotAllowed, message.to_owned())
     })
 }
 
@@ -168,8 +168,9 @@ fn endpoint(
     secret_url: Option<&SecretString>,
 ) -> Result<Option<Endpoint>, Problem> {
     if let Some(service) = &spec.service_ref {
-        let port = u16::try_from(service.port)
-            .map_err(|_| problem(Reason::InvalidSpec, "spec.serviceRef.port must be from 1 to 65535.".to_owned()))?;
+        let port = u16::try_from(service.port).map_err(|_| {
+            Problem::new(Reason::InvalidSpec, "spec.serviceRef.port must be from 1 to 65535.".to_owned())
+        })?;
         let scheme = service.effective_scheme();
         return Ok(Some(Endpoint {
             identity: SecretString::new(service.identity()),
@@ -189,12 +190,12 @@ fn endpoint(
         (None, None) if spec.url_from.is_some() => return Ok(None),
         (None, None) => {
             let message = "Set exactly one of spec.url, spec.urlFrom and spec.serviceRef.";
-            return Err(problem(Reason::InvalidSpec, message.to_owned()));
+            return Err(Problem::new(Reason::InvalidSpec, message.to_owned()));
         }
     };
     let (scheme, host) = scheme_and_host(text.expose()).ok_or_else(|| {
         let message = format!("{field} must be an absolute https URL without user name, password and fragment.");
-        problem(Reason::InvalidUrl, message)
+        Problem::new(Reason::InvalidUrl, message)
     })?;
     let shown = format!("{}://{host}", scheme.as_str());
     Ok(Some(Endpoint { target: ProbeTarget::Url(text.clone()), identity: text, shown, scheme }))

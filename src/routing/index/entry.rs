@@ -5,17 +5,26 @@
 
 use std::{fmt, sync::Arc};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use serde::{Deserialize, Serialize};
 
-use super::pattern::EventPattern;
-use crate::api::{
-    Subscription, Webhook,
-    subscription_rules::{self, SubscriptionError},
-    webhook::{Dialect, Scheme, VerificationMethod, VerificationState, WebhookSpec},
+use super::{intern::Interner, pattern::EventPattern};
+use crate::{
+    api::{
+        RELOAD_ANNOTATION, Subscription, Webhook,
+        subscription_rules::{self, SubscriptionError},
+        webhook::{
+            Dialect, Scheme, ServiceRef, VerificationMethod, VerificationState, VerificationStatus, WebhookSpec,
+        },
+    },
+    policy::{delivery::DeliverySettings, sending::SendingSpec},
 };
 
+/// Characters of the annotation [`RELOAD_ANNOTATION`] that are told apart at most.
+const RELOAD_CHARS_MAX: usize = 256;
+
 /// A Webhook in the index.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WebhookEntry {
     /// Name of the object.
     pub name: Arc<str>,
@@ -34,10 +43,32 @@ pub struct WebhookEntry {
     /// What the controller wrote about the verification. Worth nothing before
     /// the fingerprint has been computed again.
     pub verification: VerificationEntry,
+    /// How it wants to be delivered to. Equal settings share their memory.
+    pub settings: Arc<DeliverySettings>,
+    /// How requests to it are made. Plain ones share their memory.
+    pub sending: Arc<SendingSpec>,
+    /// The annotation [`RELOAD_ANNOTATION`]: with another value everything that
+    /// was read of its Secrets is stale, and a pause that it asked for is over.
+    pub reload: Option<Box<str>>,
+}
+
+impl WebhookEntry {
+    /// The status of the verification, as a fingerprint is checked against it.
+    pub fn verification_status(&self) -> VerificationStatus {
+        let VerificationEntry { state, fingerprint, verified_time, valid_until } = &self.verification;
+        VerificationStatus {
+            state: *state,
+            fingerprint: fingerprint.as_deref().map(Into::into),
+            verified_time: verified_time.map(Time),
+            valid_until: valid_until.map(Time),
+            ..VerificationStatus::default()
+        }
+    }
 }
 
 /// Where an endpoint is.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum EndpointSource {
     /// A URL as the user wrote it.
     Url(Box<str>),
@@ -53,7 +84,7 @@ pub enum EndpointSource {
 }
 
 /// An endpoint behind a Service of the same namespace.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceEndpoint {
     /// Name of the Service.
     pub name: Box<str>,
@@ -63,6 +94,29 @@ pub struct ServiceEndpoint {
     pub path: Box<str>,
     /// http or https.
     pub scheme: Scheme,
+}
+
+impl EndpointSource {
+    /// The endpoint in full, as a fingerprint binds it; none if only a Secret
+    /// tells it. May be a secret all the same.
+    pub fn identity(&self) -> Option<Box<str>> {
+        match self {
+            Self::Url(url) => Some(url.clone()),
+            Self::UrlFrom { .. } => None,
+            Self::Service(service) => Some(service.to_ref().identity().into()),
+        }
+    }
+}
+
+impl ServiceEndpoint {
+    fn to_ref(&self) -> ServiceRef {
+        ServiceRef {
+            name: self.name.to_string(),
+            port: self.port.into(),
+            path: Some(self.path.to_string()),
+            scheme: Some(self.scheme),
+        }
+    }
 }
 
 /// Not derived: URLs and paths may hold secrets.
@@ -77,7 +131,8 @@ impl fmt::Debug for EndpointSource {
 }
 
 /// The verification as the status tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct VerificationEntry {
     /// The state.
     pub state: VerificationState,
@@ -122,7 +177,8 @@ impl SubscriptionEntry {
 }
 
 /// From when on events are owed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Start {
     /// Since the endpoint was verified.
     Verification,
@@ -163,7 +219,11 @@ pub(super) struct Identity {
     pub(super) generation: i64,
 }
 
-pub(super) fn compile_webhook(id: &Identity, webhook: &Webhook) -> Result<WebhookEntry, CompileError> {
+pub(super) fn compile_webhook(
+    id: &Identity,
+    webhook: &Webhook,
+    settings: &mut Interner<DeliverySettings>,
+) -> Result<WebhookEntry, CompileError> {
     let verification = webhook.status.as_ref().and_then(|status| status.verification.as_ref());
     Ok(WebhookEntry {
         name: Arc::clone(&id.name),
@@ -179,7 +239,17 @@ pub(super) fn compile_webhook(id: &Identity, webhook: &Webhook) -> Result<Webhoo
             verified_time: v.verified_time.as_ref().map(|time| time.0),
             valid_until: v.valid_until.as_ref().map(|time| time.0),
         }),
+        settings: settings.share(DeliverySettings::compile(&webhook.spec)),
+        sending: SendingSpec::compile(&webhook.spec),
+        reload: reload(webhook),
     })
+}
+
+/// A value that is too long is cut: what is kept tells two values apart well
+/// enough, and an annotation may have 256 KiB.
+fn reload(webhook: &Webhook) -> Option<Box<str>> {
+    let value = webhook.metadata.annotations.as_ref()?.get(RELOAD_ANNOTATION)?;
+    Some(value.chars().take(RELOAD_CHARS_MAX).collect::<String>().into())
 }
 
 fn endpoint(spec: &WebhookSpec) -> Result<EndpointSource, CompileError> {

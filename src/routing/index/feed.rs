@@ -97,6 +97,12 @@ impl Feed {
         }
     }
 
+    /// What was told last of an object.
+    pub(super) fn newest(&self, key: &ObjectKey) -> Option<(&Arc<str>, &State)> {
+        let change = self.changes.get(self.newest.get(key)?)?;
+        Some((&change.uid, &change.state))
+    }
+
     /// A revision without a change of an object: wakes every follower.
     pub(super) fn bump(&mut self) {
         self.revision += 1;

@@ -2,8 +2,8 @@
 //! Subscriptions of its pool.
 //!
 //! Pure: `apply_…`, `delete…` and listings bring the cluster's state in;
-//! [`Index::matches`] and [`Index::page`] bring it out. It knows no client and
-//! no clock.
+//! [`Index::matches`], [`Index::take_changes`] and [`Index::page`] bring it out.
+//! It knows no client and no clock.
 //!
 //! The index *holds* the objects of the namespaces that picked this pool; only
 //! they match and show in the feed. Objects of other namespaces are *parked* in
@@ -12,9 +12,14 @@
 //! when its objects are long listed. With them parked, holding is decided by the
 //! present state alone and never needs to ask the API server again.
 
+pub mod document;
 mod entry;
 mod feed;
+mod intern;
+mod journal;
 mod pattern;
+mod query;
+mod restore;
 mod shared;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -23,15 +28,21 @@ pub use entry::{
     CompileError, EndpointSource, ServiceEndpoint, Start, SubscriptionEntry, VerificationEntry, WebhookEntry,
 };
 pub use feed::TOMBSTONES_MAX;
+pub use journal::{Change, Changes, Home, Object, Seen};
 pub use pattern::EventPattern;
+pub use query::{Counts, Match, Responsibility};
+pub use restore::{NamespaceRecord, ObjectRecord};
 pub use shared::SharedIndex;
 
 use entry::{Identity, compile_subscription, compile_webhook};
 use feed::{Feed, ObjectKey, State};
+use intern::Interner;
+use journal::Journal;
 use kube::api::ObjectMeta;
 
 use crate::{
     api::{DEFAULT_POOL, Subscription, Webhook},
+    policy::delivery::DeliverySettings,
     wire::index_feed::{FeedKind, FeedPage, FeedQuery},
 };
 
@@ -54,29 +65,10 @@ pub struct Index {
     /// By [`WatchedKind`].
     listings: [Listing; 3],
     feed: Feed,
-}
-
-/// An event goes to this Webhook.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Match {
-    /// The Webhook.
-    pub webhook: Arc<WebhookEntry>,
-    /// The Subscriptions that matched, oldest first: the first one shapes the
-    /// Delivery.
-    pub subscriptions: Vec<Arc<SubscriptionEntry>>,
-}
-
-/// How much the index holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// Namespaces of this pool.
-    pub namespaces: u64,
-    /// Webhooks that can be used.
-    pub webhooks: u64,
-    /// Subscriptions that can be used.
-    pub subscriptions: u64,
-    /// Webhooks and Subscriptions that cannot.
-    pub refused: u64,
+    /// What has to be recorded before the feed tells it; none: nothing has to.
+    journal: Option<Journal>,
+    settings: Interner<DeliverySettings>,
+    is_restored: bool,
 }
 
 /// Number of the present listing of a kind, and whether one was ever complete.
@@ -97,8 +89,9 @@ struct NamespaceSlot {
 
 #[derive(Debug, PartialEq, Eq)]
 struct NamespaceFacts {
-    uid: Box<str>,
-    ours: bool,
+    uid: Arc<str>,
+    /// The pool that is responsible for it if it is not this one.
+    other_pool: Option<Arc<str>>,
     listing: u32,
 }
 
@@ -112,10 +105,24 @@ struct Slot<T> {
 }
 
 impl Index {
-    /// An empty index of a pool. `instance` is random, so that followers notice
-    /// a new start.
+    /// An empty index of a pool whose feed tells every change at once.
+    /// `instance` is random, so that followers notice a new start.
     pub fn new(pool: &str, instance: &str) -> Self {
-        Self { pool: pool.into(), namespaces: BTreeMap::new(), listings: Default::default(), feed: Feed::new(instance) }
+        Self {
+            pool: pool.into(),
+            namespaces: BTreeMap::new(),
+            listings: Default::default(),
+            feed: Feed::new(instance),
+            journal: None,
+            settings: Interner::default(),
+            is_restored: false,
+        }
+    }
+
+    /// An empty index of a pool whose feed tells a change only after it was
+    /// [taken](Self::take_changes), recorded and [acknowledged](Self::acknowledge).
+    pub fn recorded(pool: &str, instance: &str) -> Self {
+        Self { journal: Some(Journal::default()), ..Self::new(pool, instance) }
     }
 
     /// A listing of a kind begins: until [`Index::end_list`] everything that
@@ -151,7 +158,10 @@ impl Index {
         let was_synced = self.synced();
         self.listings[kind as usize].complete = true;
         if self.synced() && !was_synced {
-            self.feed.bump();
+            match &mut self.journal {
+                Some(journal) => journal.wake(),
+                None => self.feed.bump(),
+            }
         }
     }
 
@@ -163,14 +173,20 @@ impl Index {
     /// A namespace exists. `pool` is the value of its label
     /// [`crate::api::POOL_LABEL`].
     pub fn apply_namespace(&mut self, name: &str, uid: &str, pool: Option<&str>) {
-        let ours = pool.unwrap_or(DEFAULT_POOL) == &*self.pool;
+        let other_pool = Some(pool.unwrap_or(DEFAULT_POOL)).filter(|pool| **pool != *self.pool).map(Into::into);
         let listing = self.listings[WatchedKind::Namespace as usize].number;
         let name = self.intern(name);
         let slot = self.namespaces.entry(Arc::clone(&name)).or_default();
-        let was_ours = slot.is_ours();
-        slot.facts = Some(NamespaceFacts { uid: uid.into(), ours, listing });
-        if was_ours != ours {
-            slot.record_all(&name, &mut self.feed);
+        let new = NamespaceFacts { uid: uid.into(), other_pool, listing };
+        let old = slot.facts.replace(new);
+        let is_same = old.as_ref().is_some_and(|old| {
+            slot.facts.as_ref().is_some_and(|new| (&old.uid, &old.other_pool) == (&new.uid, &new.other_pool))
+        });
+        let was_ours = old.is_some_and(|old| old.is_ours());
+        match &mut self.journal {
+            Some(journal) if !is_same => slot.mark_all(&name, journal),
+            None if was_ours != slot.is_ours() => slot.record_all(&name, &mut self.feed),
+            _ => {}
         }
     }
 
@@ -180,9 +196,11 @@ impl Index {
         let Some(name) = self.known(name) else { return };
         let Some(slot) = self.namespaces.get_mut(&name) else { return };
         let was_ours = slot.is_ours();
-        slot.facts = None;
-        if was_ours {
-            slot.record_all(&name, &mut self.feed);
+        let was_known = slot.facts.take().is_some();
+        match &mut self.journal {
+            Some(journal) if was_known => slot.mark_all(&name, journal),
+            None if was_ours => slot.record_all(&name, &mut self.feed),
+            _ => {}
         }
         self.drop_if_empty(&name);
     }
@@ -191,7 +209,7 @@ impl Index {
     /// server has none.
     pub fn apply_webhook(&mut self, webhook: &Webhook) {
         let Some(id) = self.identity(&webhook.metadata) else { return };
-        let entry = compile_webhook(&id, webhook);
+        let entry = compile_webhook(&id, webhook, &mut self.settings);
         self.put(WatchedKind::Webhook, FeedKind::Webhook, id, entry, |slot| &mut slot.webhooks);
     }
 
@@ -223,46 +241,20 @@ impl Index {
             FeedKind::Webhook => slot.webhooks.remove_entry(name).map(|(name, slot)| (name, slot.uid)),
             FeedKind::Subscription => slot.subscriptions.remove_entry(name).map(|(name, slot)| (name, slot.uid)),
         };
-        if let Some((name, uid)) = removed.filter(|_| ours) {
-            self.feed.record(ObjectKey { kind, namespace: Arc::clone(&namespace), name }, uid, State::Gone);
+        if let Some((name, uid)) = removed {
+            let key = ObjectKey { kind, namespace: Arc::clone(&namespace), name };
+            match &mut self.journal {
+                Some(journal) => journal.mark_object(key),
+                None if ours => self.feed.record(key, uid, State::Gone),
+                None => {}
+            }
         }
         self.drop_if_empty(&namespace);
     }
 
-    /// The Webhooks of a namespace of this pool that get an event, by name. An
-    /// event is for a Webhook once, however many Subscriptions match.
-    pub fn matches(&self, namespace: &str, event_type: &str, source: &str) -> Vec<Match> {
-        let Some(slot) = self.namespaces.get(namespace).filter(|slot| slot.is_ours()) else { return Vec::new() };
-        let usable = slot.subscriptions.values().filter_map(|slot| slot.content.as_ref().ok());
-        let mut by_webhook = BTreeMap::<&str, Vec<Arc<SubscriptionEntry>>>::new();
-        for subscription in usable.filter(|subscription| subscription.matches(event_type, source)) {
-            by_webhook.entry(&subscription.webhook).or_default().push(Arc::clone(subscription));
-        }
-        by_webhook
-            .into_iter()
-            .filter_map(|(name, mut subscriptions)| {
-                let webhook = slot.webhooks.get(name)?.content.as_ref().ok()?;
-                subscriptions.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-                Some(Match { webhook: Arc::clone(webhook), subscriptions })
-            })
-            .collect()
-    }
-
-    /// A Webhook that the index holds and can use.
-    pub fn webhook(&self, namespace: &str, name: &str) -> Option<&Arc<WebhookEntry>> {
-        let slot = self.namespaces.get(namespace).filter(|slot| slot.is_ours())?;
-        slot.webhooks.get(name)?.content.as_ref().ok()
-    }
-
-    /// UID of a namespace of this pool: the identity of its data.
-    pub fn namespace_uid(&self, namespace: &str) -> Option<&str> {
-        let facts = self.namespaces.get(namespace)?.facts.as_ref()?;
-        facts.ours.then_some(&*facts.uid)
-    }
-
     /// The feed's answer to a follower.
     pub fn page(&self, query: &FeedQuery) -> FeedPage {
-        self.feed.page(query, self.synced())
+        self.feed.page(query, self.journal.as_ref().map_or(self.synced(), Journal::told_synced))
     }
 
     /// This start of the pod, as the feed names it.
@@ -273,20 +265,6 @@ impl Index {
     /// Number of the last change.
     pub fn revision(&self) -> u64 {
         self.feed.revision()
-    }
-
-    /// How much the index holds.
-    pub fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        for slot in self.namespaces.values().filter(|slot| slot.is_ours()) {
-            let webhooks = slot.webhooks.values().filter(|slot| slot.content.is_ok()).count();
-            let subscriptions = slot.subscriptions.values().filter(|slot| slot.content.is_ok()).count();
-            counts.namespaces += 1;
-            counts.webhooks += webhooks as u64;
-            counts.subscriptions += subscriptions as u64;
-            counts.refused += (slot.webhooks.len() - webhooks + slot.subscriptions.len() - subscriptions) as u64;
-        }
-        counts
     }
 
     fn put<T: PartialEq>(
@@ -305,10 +283,14 @@ impl Index {
         let ours = namespace_slot.is_ours();
         let objects = objects(namespace_slot);
         // Removed first, so that key and entry share the new name's text.
-        let changed = objects.remove(&name).is_none_or(|old| !old.same_to_followers(&new));
-        if ours && changed {
-            let key = ObjectKey { kind, namespace, name: Arc::clone(&name) };
-            self.feed.record(key, Arc::clone(&new.uid), new.state());
+        let old = objects.remove(&name);
+        let key = || ObjectKey { kind, namespace, name: Arc::clone(&name) };
+        match &mut self.journal {
+            Some(journal) if old.as_ref().is_none_or(|old| old.differs(&new)) => journal.mark_object(key()),
+            None if ours && old.as_ref().is_none_or(|old| !old.same_to_followers(&new)) => {
+                self.feed.record(key(), Arc::clone(&new.uid), new.state());
+            }
+            _ => {}
         }
         objects.insert(name, new);
     }
@@ -338,13 +320,27 @@ impl Index {
     }
 }
 
+impl NamespaceFacts {
+    fn is_ours(&self) -> bool {
+        self.other_pool.is_none()
+    }
+}
+
 impl NamespaceSlot {
     fn is_ours(&self) -> bool {
-        self.facts.as_ref().is_some_and(|facts| facts.ours)
+        self.facts.as_ref().is_some_and(NamespaceFacts::is_ours)
     }
 
     fn is_empty(&self) -> bool {
         self.facts.is_none() && self.webhooks.is_empty() && self.subscriptions.is_empty()
+    }
+
+    /// Everything that is known of the namespace has to be recorded anew.
+    fn mark_all(&self, namespace: &Arc<str>, journal: &mut Journal) {
+        journal.mark_namespace(namespace);
+        let key = |kind, name: &Arc<str>| ObjectKey { kind, namespace: Arc::clone(namespace), name: Arc::clone(name) };
+        self.webhooks.keys().for_each(|name| journal.mark_object(key(FeedKind::Webhook, name)));
+        self.subscriptions.keys().for_each(|name| journal.mark_object(key(FeedKind::Subscription, name)));
     }
 
     /// Tells followers that all objects came into the index, or left it.
@@ -372,5 +368,13 @@ impl<T> Slot<T> {
     /// Whether the feed would say the same: status writes are no news to it.
     fn same_to_followers(&self, other: &Self) -> bool {
         self.uid == other.uid && self.state() == other.state()
+    }
+
+    /// Whether the record of the object would be another one.
+    fn differs(&self, other: &Self) -> bool
+    where
+        T: PartialEq,
+    {
+        (&self.uid, self.generation, &self.content) != (&other.uid, other.generation, &other.content)
     }
 }

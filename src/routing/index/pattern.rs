@@ -1,5 +1,7 @@
 //! Patterns of event types: `order.paid`, `order.*`, `*`.
 
+use std::fmt;
+
 use crate::api::subscription_rules::is_pattern;
 
 /// Types that begin with this are Posthorn's own; `*` does not include them.
@@ -39,12 +41,25 @@ impl EventPattern {
     }
 }
 
+/// As in `spec.events`.
+impl fmt::Display for EventPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("*"),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+            Self::Exact(exact) => f.write_str(exact),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn check(pattern: &str, event_type: &str, expected: bool) {
-        assert_eq!(EventPattern::parse(pattern).unwrap().matches(event_type), expected, "{pattern} on {event_type}");
+        let parsed = EventPattern::parse(pattern).unwrap();
+        assert_eq!(parsed.matches(event_type), expected, "{pattern} on {event_type}");
+        assert_eq!(parsed.to_string(), pattern);
     }
 
     #[test]

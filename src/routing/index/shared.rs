@@ -13,25 +13,29 @@ use crate::wire::index_feed::{FeedPage, FeedQuery};
 pub struct SharedIndex {
     index: RwLock<Index>,
     revision: watch::Sender<u64>,
+    /// As [`Index::marks`].
+    marks: watch::Sender<u64>,
 }
 
 impl SharedIndex {
     /// Shares an index.
     pub fn new(index: Index) -> Self {
         let revision = watch::Sender::new(index.revision());
-        Self { index: RwLock::new(index), revision }
+        let marks = watch::Sender::new(index.marks());
+        Self { index: RwLock::new(index), revision, marks }
     }
 
     /// Changes the index and wakes who waits for news. `change` must not panic.
     pub fn update(&self, change: impl FnOnce(&mut Index)) {
-        let revision = {
+        let (revision, marks) = {
             // A panic in a change is a defect; the index it leaves is used on,
             // because a pod that delivers with it is better than none.
             let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
             change(&mut index);
-            index.revision()
+            (index.revision(), index.marks())
         };
         self.revision.send_if_modified(|known| std::mem::replace(known, revision) != revision);
+        self.marks.send_if_modified(|known| std::mem::replace(known, marks) != marks);
     }
 
     /// Reads the index.
@@ -41,11 +45,31 @@ impl SharedIndex {
 
     /// Waits until every kind has been listed at least once.
     pub async fn until_synced(&self) {
-        let mut revision = self.revision.subscribe();
-        while !self.read(Index::synced) {
-            // The sender lives as long as self. The last listing to end is news.
-            revision.changed().await.ok();
+        self.until(Index::synced).await;
+    }
+
+    /// Waits until there is anything to route and deliver with: see
+    /// [`Index::is_usable`].
+    pub async fn until_usable(&self) {
+        self.until(Index::is_usable).await;
+    }
+
+    /// The end of a listing, what is restored and what is acknowledged change
+    /// one of the two numbers.
+    async fn until(&self, reached: fn(&Index) -> bool) {
+        let (mut revision, mut marks) = (self.revision.subscribe(), self.marks.subscribe());
+        while !self.read(reached) {
+            // The senders live as long as self.
+            tokio::select! {
+                _changed = revision.changed() => {}
+                _changed = marks.changed() => {}
+            }
         }
+    }
+
+    /// Tells when there is something to record: its value changes then.
+    pub fn marks(&self) -> watch::Receiver<u64> {
+        self.marks.subscribe()
     }
 
     /// The feed's answer to a follower: at once if there is news, else when there

@@ -5,6 +5,7 @@ CREATE TABLE meta (k TEXT PRIMARY KEY, v) WITHOUT ROWID;
 -- Numbers of namespaces, hooks and Subscriptions are never given out twice (AUTOINCREMENT): attempts outlive
 -- the Webhook that they were made for.
 CREATE TABLE ns (id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, name TEXT NOT NULL, gone_at INTEGER);
+CREATE INDEX ns_gone ON ns (gone_at) WHERE gone_at IS NOT NULL;
 CREATE TABLE hook (
   id INTEGER PRIMARY KEY AUTOINCREMENT, ns INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL,
   max_age_ms INTEGER NOT NULL, ordered INTEGER NOT NULL, document TEXT NOT NULL,
@@ -60,7 +61,7 @@ CREATE TABLE dead (
   card INTEGER NOT NULL, PRIMARY KEY (bucket, hook, seq)
 ) WITHOUT ROWID;
 CREATE INDEX dead_hook ON dead (hook, seq);
-CREATE INDEX dead_card ON dead (hook, seq) WHERE card = 0;
+CREATE INDEX dead_card ON dead (card, hook, seq);
 CREATE INDEX dead_at ON dead (at) WHERE card <> 3;
 CREATE INDEX dead_seq ON dead (seq, card);
 CREATE TABLE attempt (

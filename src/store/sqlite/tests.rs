@@ -17,8 +17,8 @@ use crate::{
     event::{EventHead, EventId},
     runtime::clock,
     store::{
-        Attempt, AttemptDetail, DeadReason, From, HookDefinition, News, NewsReceiver, Next, RouteChange, RouteKey,
-        SubDefinition, SubId, Tally, Target, news_channel,
+        Attempt, AttemptDetail, DeadReason, From, HookDefinition, HookNotes, News, NewsReceiver, Next, RouteChange,
+        RouteKey, SubDefinition, SubId, Tally, Target, news_channel,
     },
 };
 

@@ -16,6 +16,12 @@ pub const REQUEST_ORIGIN_HEADER: &str = "WebHook-Request-Origin";
 /// Header in which the receiver consents.
 pub const ALLOWED_ORIGIN_HEADER: &str = "WebHook-Allowed-Origin";
 
+/// The DNS name under which the Posthorn of a release introduces itself, in
+/// handshakes and in every delivery after them.
+pub fn request_origin(release_namespace: &str) -> String {
+    format!("posthorn.{release_namespace}.svc")
+}
+
 pub(in crate::verify) fn request(handshake: &Handshake<'_>) -> HandshakeRequest {
     let headers = vec![(REQUEST_ORIGIN_HEADER.to_owned(), SecretString::from(handshake.origin))];
     HandshakeRequest { method: "OPTIONS", headers, body: String::new() }

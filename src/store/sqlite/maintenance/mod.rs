@@ -1,69 +1,159 @@
 //! What the store does by itself, in bounded steps inside transactions of the
-//! writer: fan-out, backfill, replay, expiry, the limit of a backlog, purge and
+//! writer: fan-out, backfill, Replay, expiry, the limit of a backlog, purge and
 //! retention.
 //!
-//! A step touches at most [`STEP_ROWS_MAX`](super::effects::STEP_ROWS_MAX) rows
-//! and leaves everything that it needs to go on in the tables, in the same
-//! transaction: a step that is rolled back was never begun. What is kept in
-//! memory ([`Rounds`]) is only where a round of looking stands.
+//! A step moves at most [`STEP_ROWS_MAX`](super::effects::STEP_ROWS_MAX)
+//! Deliveries or events, and leaves everything that it needs to go on in the
+//! tables, in the same transaction: a step that is rolled back was never begun.
+//! What is kept in memory ([`Rounds`]) is only where a round of looking stands.
 
-use rusqlite::Connection;
+mod cards;
+mod expiry;
+mod place;
+mod purge;
+mod reopen;
+mod replay;
+mod retention;
+mod scans;
+mod sweep;
+#[cfg(test)]
+mod tests;
 
-use super::{
-    effects::{Progress, Step},
-    rows::Epochs,
+use rusqlite::Result;
+
+pub(super) use cards::{cards, mark_cards};
+pub(super) use replay::{cancel_replay, replay, replay_run};
+
+use self::{
+    expiry::Expiry,
+    purge::Purge,
+    reopen::Replays,
+    retention::{Pins, RETENTION_EVERY_MS, Retention},
 };
-use crate::store::{CardMark, CardQuery, DeadRow, HookId, ReplayIdentity, ReplayOrder, ReplayRun, ReplayState};
+use super::effects::{Progress, Step};
+use crate::{
+    event::StoreTime,
+    store::{HookId, StoreLimits},
+};
+
+/// What a kind of work did when it had its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// One step.
+    Worked,
+    /// Nothing, and there is nothing before this time.
+    Idle(StoreTime),
+}
+
+/// Something that upkeep does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    FanOut,
+    Backfill,
+    Replays,
+    Expiry,
+    Purge,
+    Retention,
+    DeadOfAge,
+    Forget,
+}
+
+impl Kind {
+    const ALL: [Self; 8] = [
+        Self::FanOut,
+        Self::Backfill,
+        Self::Replays,
+        Self::Expiry,
+        Self::Purge,
+        Self::Retention,
+        Self::DeadOfAge,
+        Self::Forget,
+    ];
+}
 
 /// Where the rounds stand. Lives as long as the writer; a new one begins every
 /// round from its start, which is only slower.
 #[derive(Debug, Default)]
-pub(super) struct Rounds {}
+pub(super) struct Rounds {
+    /// Whose turn is next: an index of [`Kind::ALL`].
+    turn: usize,
+    /// Limits as of the last step.
+    limits: Option<StoreLimits>,
+    last_fan: i64,
+    last_backfill: i64,
+    replays: Replays,
+    expiry: Expiry,
+    purge: Purge,
+    retention: Retention,
+    pins: Pins,
+    dead_at: StoreTime,
+    forget_at: StoreTime,
+}
 
 impl Rounds {
     /// Does one bounded piece of work; the kinds of work take turns.
     ///
     /// `pending` tells how many Deliveries of a hook are owed, wait or are
-    /// parked, as of the begin of this step.
+    /// parked, without what the effects of this step hold already.
     ///
     /// # Assumptions
     /// The caller comes back at the time of [`Progress::Idle`], and at once after
-    /// a transaction that began a scan or a Replay.
-    pub(super) fn step(&mut self, step: &mut Step<'_>, _pending: &dyn Fn(HookId) -> u64) -> rusqlite::Result<Progress> {
-        Ok(Progress::Idle(step.now.plus_ms(10_000)))
+    /// a transaction that began a scan or a Replay, or changed the limits. If the
+    /// transaction of a step fails, the store ends.
+    pub(super) fn step(&mut self, step: &mut Step<'_>, pending: &dyn Fn(HookId) -> u64) -> Result<Progress> {
+        if self.limits.replace(*step.limits) != Some(*step.limits) {
+            self.expiry.hurry();
+            self.retention.hurry();
+            (self.dead_at, self.forget_at) = (StoreTime(0), StoreTime(0));
+        }
+        let mut idle = StoreTime(i64::MAX);
+        for offset in 0..Kind::ALL.len() {
+            let index = (self.turn + offset) % Kind::ALL.len();
+            match self.take_turn(Kind::ALL[index], step, pending)? {
+                Turn::Worked => {
+                    self.turn = index + 1;
+                    return Ok(Progress::More);
+                }
+                Turn::Idle(at) => idle = idle.min(at),
+            }
+        }
+        Ok(Progress::Idle(idle))
+    }
+
+    fn take_turn(&mut self, kind: Kind, step: &mut Step<'_>, pending: &dyn Fn(HookId) -> u64) -> Result<Turn> {
+        let never = StoreTime(i64::MAX);
+        match kind {
+            Kind::FanOut => scans::fan(step, &mut self.pins, &mut self.last_fan).map(|did| worked(did, never)),
+            Kind::Backfill => {
+                let did = scans::backfill(step, &mut self.pins, &mut self.last_backfill)?;
+                Ok(worked(did, never))
+            }
+            Kind::Replays => self.replays.turn(step, &mut self.pins),
+            Kind::Expiry => self.expiry.turn(step, pending),
+            Kind::Purge => self.purge.turn(step),
+            Kind::Retention => self.retention.turn(step, &mut self.pins),
+            Kind::DeadOfAge => every(&mut self.dead_at, step, retention::dead_of_age),
+            Kind::Forget => every(&mut self.forget_at, step, |step| sweep::forget(step)),
+        }
     }
 }
 
-/// Begins a Replay, or tells of the one with this identity.
-pub(super) fn replay(step: &mut Step<'_>, _order: &ReplayOrder) -> rusqlite::Result<ReplayRun> {
-    Ok(ReplayRun {
-        is_known: false,
-        state: ReplayState::Complete,
-        matched: 0,
-        reopened: 0,
-        done: 0,
-        dead: 0,
-        begun_ms: step.wall.as_millisecond(),
-    })
+fn worked(did: bool, next_at: StoreTime) -> Turn {
+    if did { Turn::Worked } else { Turn::Idle(next_at) }
 }
 
-/// Ends a Replay; none if there is no such.
-pub(super) fn cancel_replay(step: &mut Step<'_>, identity: &ReplayIdentity) -> rusqlite::Result<Option<ReplayRun>> {
-    replay_run(step.tx, identity)
-}
-
-/// How a Replay stands; none if there is no such.
-pub(super) fn replay_run(_connection: &Connection, _identity: &ReplayIdentity) -> rusqlite::Result<Option<ReplayRun>> {
-    Ok(None)
-}
-
-/// Dead Deliveries for cards, in the order of (hook, position). `epochs` are the
-/// store's, for the ids of their events.
-pub(super) fn cards(_connection: &Connection, _epochs: &Epochs, _query: &CardQuery) -> rusqlite::Result<Vec<DeadRow>> {
-    Ok(Vec::new())
-}
-
-/// Notes what became of cards.
-pub(super) fn mark_cards(_step: &mut Step<'_>, _marks: &[CardMark]) -> rusqlite::Result<()> {
-    Ok(())
+/// Work that goes on until nothing is left, then rests.
+fn every(
+    next_at: &mut StoreTime,
+    step: &mut Step<'_>,
+    work: impl FnOnce(&mut Step<'_>) -> Result<bool>,
+) -> Result<Turn> {
+    if step.now < *next_at {
+        return Ok(Turn::Idle(*next_at));
+    }
+    let did = work(step)?;
+    if !did {
+        *next_at = step.now.plus_ms(RETENTION_EVERY_MS);
+    }
+    Ok(worked(did, *next_at))
 }

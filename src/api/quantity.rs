@@ -1,4 +1,6 @@
-//! Kubernetes quantities, as far as sizes of volumes need to be compared.
+//! Kubernetes quantities, as far as sizes of volumes need to be read.
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// Digits that are read at most, so that the arithmetic cannot overflow.
 const DIGITS_MAX: usize = 15;
@@ -7,7 +9,7 @@ const SCALE: u128 = 1_000;
 
 /// The quantity in thousandths of its unit; none if the text is not a quantity
 /// of the usual kinds (exponents such as `1e3` are not read).
-pub(super) fn thousandths(text: &str) -> Option<u128> {
+pub fn thousandths(text: &str) -> Option<u128> {
     let suffix_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(suffix_at);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -20,6 +22,11 @@ pub(super) fn thousandths(text: &str) -> Option<u128> {
         "m" => Some(value / SCALE),
         suffix => Some(value * unit(suffix)?),
     }
+}
+
+/// The quantity in whole bytes, rounded up; none if it is not one, or too large.
+pub fn bytes(quantity: &Quantity) -> Option<u64> {
+    u64::try_from(thousandths(&quantity.0)?.div_ceil(SCALE)).ok()
 }
 
 fn unit(suffix: &str) -> Option<u128> {
@@ -51,6 +58,15 @@ mod tests {
         for wrong in ["", "Gi", "1e3", "-1", "1..2", "1.2345", "1 Gi", "1GB", "1234567890123456", ".5"] {
             check(wrong, None);
         }
+    }
+
+    #[test]
+    fn bytes_are_whole_and_never_too_few() {
+        let check = |text: &str, expected| assert_eq!(bytes(&Quantity(text.into())), expected, "{text:?}");
+        check("10Gi", Some(10 << 30));
+        check("1500m", Some(2));
+        check("9999999Ei", None);
+        check("ten", None);
     }
 
     #[test]

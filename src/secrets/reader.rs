@@ -4,12 +4,12 @@
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{Reason, SecretKeyRef, defaults::SIGNING_SECRET_TYPE},
+    api::{Problem, Reason, SecretKeyRef},
     policy::egress::header::HEADER_BYTES_MAX,
     runtime::secret::{SecretBytes, SecretString},
-    verify::conditions::Problem,
     wire::probe::PEM_BYTES_MAX,
 };
 
@@ -26,7 +26,8 @@ const OWN_TYPE_PREFIX: &str = "posthorn.dev/";
 const TLS_TYPE: &str = "kubernetes.io/tls";
 
 /// What a Secret is used for; decides which types may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Use {
     /// A signing key.
     Signing,
@@ -49,21 +50,48 @@ pub enum SecretError {
     Api(kube::Error),
 }
 
+/// A value that was read, to be kept for times without the API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadValue {
+    /// Name of the Secret.
+    pub name: String,
+    /// Key in it.
+    pub key: String,
+    /// What it was read for: its type was judged for this use alone.
+    pub used_as: Use,
+    /// The value.
+    pub value: SecretBytes,
+}
+
 /// Reads the Secrets of one namespace, each at most once.
 pub struct SecretReader {
-    api: Api<Secret>,
+    /// None: there is nothing but `values`.
+    maybe_api: Option<Api<Secret>>,
     read: Vec<(String, Result<Secret, Problem>)>,
+    values: Vec<ReadValue>,
 }
 
 impl SecretReader {
     /// A reader for one namespace. There is no way to name another one.
     pub fn new(client: Client, namespace: &str) -> Self {
-        Self { api: Api::namespaced(client, namespace), read: Vec::new() }
+        Self { maybe_api: Some(Api::namespaced(client, namespace)), read: Vec::new(), values: Vec::new() }
+    }
+
+    /// A reader of values that another one read. What is not among them does
+    /// not exist to it.
+    pub fn kept(values: Vec<ReadValue>) -> Self {
+        Self { maybe_api: None, read: Vec::new(), values }
+    }
+
+    /// Every value that was read.
+    pub fn into_values(self) -> Vec<ReadValue> {
+        self.values
     }
 
     /// Takes a Secret as read, because it was just made.
     pub fn assume(&mut self, name: &str, secret: Secret) {
         self.read.retain(|(read, _)| read != name);
+        self.values.retain(|read| read.name != name);
         self.read.push((name.to_owned(), Ok(secret)));
     }
 
@@ -84,15 +112,23 @@ impl SecretReader {
     /// # Errors
     /// If there is no usable value, or the API server did not answer.
     pub async fn value(&mut self, reference: &SecretKeyRef, used_as: Use) -> Result<SecretBytes, SecretError> {
-        let secret = self.get(&reference.name).await?;
-        value_of(&secret, &reference.name, &reference.key, used_as).map_err(SecretError::Problem)
+        let SecretKeyRef { name, key } = reference;
+        let is_wanted = |read: &&ReadValue| read.name == *name && read.key == *key && read.used_as == used_as;
+        if let Some(known) = self.values.iter().find(is_wanted) {
+            return Ok(known.value.clone());
+        }
+        let secret = self.get(name).await?;
+        let value = value_of(&secret, name, key, used_as).map_err(SecretError::Problem)?;
+        self.values.push(ReadValue { name: name.clone(), key: key.clone(), used_as, value: value.clone() });
+        Ok(value)
     }
 
     async fn get(&mut self, name: &str) -> Result<Secret, SecretError> {
         if let Some((_, known)) = self.read.iter().find(|(read, _)| read == name) {
             return known.clone().map_err(SecretError::Problem);
         }
-        let result = match self.api.get(name).await {
+        let Some(api) = &self.maybe_api else { return Err(SecretError::Problem(absent(name, 404))) };
+        let result = match api.get(name).await {
             Ok(secret) => Ok(secret),
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => Err(absent(name, status.code)),
             Err(error) => return Err(SecretError::Api(error)),
@@ -104,14 +140,14 @@ impl SecretReader {
 
 fn absent(name: &str, code: u16) -> Problem {
     if code == 403 {
-        return problem(
+        return Problem::new(
             Reason::SecretNotReadable,
             format!(
                 "Posthorn may not read Secret {name}. Give its ServiceAccounts the right to get this Secret; the chart's value rbac.secrets decides where they may read."
             ),
         );
     }
-    problem(
+    Problem::new(
         Reason::SecretNotFound,
         format!("Secret {name} does not exist in this namespace. Make it; it is looked for again by itself."),
     )
@@ -125,19 +161,19 @@ pub fn value_of(secret: &Secret, name: &str, key: &str, used_as: Use) -> Result<
     let type_ = secret.type_.as_deref().unwrap_or(OPAQUE_TYPE);
     if !is_type_allowed(type_, used_as) {
         let wanted = if used_as == Use::ClientCertificate { TLS_TYPE } else { "Opaque or posthorn.dev/*" };
-        return Err(problem(
+        return Err(Problem::new(
             Reason::SecretTypeForbidden,
             format!("Secret {name} is of type {type_}, which must not be used here. Use a Secret of type {wanted}."),
         ));
     }
     let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
-        return Err(problem(
+        return Err(Problem::new(
             Reason::SecretKeyMissing,
             format!("Secret {name} has no key {key}. Add it to the Secret's data, or name another key."),
         ));
     };
     if value.0.iter().all(u8::is_ascii_whitespace) {
-        return Err(problem(
+        return Err(Problem::new(
             Reason::SecretEmpty,
             format!("The key {key} of Secret {name} is empty. Put a value into it."),
         ));
@@ -154,11 +190,6 @@ fn is_type_allowed(type_: &str, used_as: Use) -> bool {
     }
 }
 
-/// Whether a Secret that stands under the name of a made one may be taken for it.
-pub fn is_adoptable(secret: &Secret) -> bool {
-    matches!(secret.type_.as_deref(), None | Some(OPAQUE_TYPE | SIGNING_SECRET_TYPE))
-}
-
 /// A value as printable text without the line break that editors add.
 ///
 /// # Errors
@@ -167,7 +198,7 @@ pub fn text_of(value: &SecretBytes, reference: &SecretKeyRef, bytes_max: usize) 
     let SecretKeyRef { name, key } = reference;
     let trimmed = value.expose().trim_ascii();
     if trimmed.len() > bytes_max {
-        return Err(problem(
+        return Err(Problem::new(
             Reason::SecretTooLong,
             format!(
                 "The value of key {key} in Secret {name} has {} bytes; at most {bytes_max} are allowed.",
@@ -177,7 +208,7 @@ pub fn text_of(value: &SecretBytes, reference: &SecretKeyRef, bytes_max: usize) 
     }
     let text = std::str::from_utf8(trimmed).ok().filter(|t| t.bytes().all(|b| matches!(b, b' '..=b'~')));
     text.map(SecretString::from).ok_or_else(|| {
-        problem(
+        Problem::new(
             Reason::SecretInvalid,
             format!("The value of key {key} in Secret {name} must be printable ASCII on one line."),
         )
@@ -191,7 +222,7 @@ pub fn text_of(value: &SecretBytes, reference: &SecretKeyRef, bytes_max: usize) 
 /// would have six bytes on its way to the pod.
 pub fn pem_of(value: &SecretBytes, name: &str, key: &str) -> Result<SecretString, Problem> {
     if value.expose().len() > PEM_BYTES_MAX {
-        return Err(problem(
+        return Err(Problem::new(
             Reason::SecretTooLong,
             format!("The value of key {key} in Secret {name} is longer than {PEM_BYTES_MAX} bytes."),
         ));
@@ -199,12 +230,9 @@ pub fn pem_of(value: &SecretBytes, name: &str, key: &str) -> Result<SecretString
     let is_text = |byte: u8| byte >= b' ' || matches!(byte, b'\n' | b'\r' | b'\t');
     let text = std::str::from_utf8(value.expose()).ok();
     let text = text.filter(|text| text.contains("-----BEGIN ") && text.bytes().all(is_text));
-    text.map(SecretString::from)
-        .ok_or_else(|| problem(Reason::SecretInvalid, format!("The value of key {key} in Secret {name} is not PEM.")))
-}
-
-pub(crate) fn problem(reason: Reason, message: String) -> Problem {
-    Problem { reason, message }
+    text.map(SecretString::from).ok_or_else(|| {
+        Problem::new(Reason::SecretInvalid, format!("The value of key {key} in Secret {name} is not PEM."))
+    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,354 @@
+//! What the engine asks of the store, and what it makes of the answers.
+//!
+//! A hook has one question about rows open at a time, and one about bodies. All
+//! hooks together have few: the store has few readers, and what is read takes
+//! memory before it is asked for by anybody.
+
+use super::{
+    engine::{Action, CACHED_BYTES_MAX, Engine, Globals, IN_FLIGHT_MAX, Now, SUSPECTS_MAX},
+    hook::{After, Closed, Hook, Item, Origin, Trust},
+};
+use crate::{
+    event::{Pos, StoreTime},
+    store::{DeadReason, HookId, OrderKey, OwedPage, OwedRow, StoredEvent, WaitingPage},
+};
+
+/// Questions about rows that are open at once.
+pub(super) const QUESTIONS_OPEN_MAX: usize = 64;
+/// Bodies that are asked for at once; each may have 1 MiB.
+pub(super) const BODIES_OPEN_MAX: usize = 64;
+/// Bodies that one hook asks for at once.
+pub(super) const BODIES_MAX: usize = 32;
+/// Due rows that one hook reads at once.
+pub(super) const DUE_ROWS: usize = 64;
+/// Parked rows of a key that are read at once.
+const PARKED_ROWS: usize = 16;
+/// Hooks that may ask for bodies again after an answer brought room.
+const FETCH_TURNS: usize = 8;
+/// When a probe found no place among the running attempts.
+const PROBE_AGAIN_MS: i64 = 1_000;
+/// When there was nothing to probe with.
+const PROBE_IDLE_MS: i64 = 30_000;
+
+/// A question to the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    Owed {
+        after: Pos,
+        limit: usize,
+    },
+    Waiting {
+        now: StoreTime,
+        limit: usize,
+    },
+    /// The oldest Delivery, with its event.
+    Probe,
+    /// Blocked keys, and which of them have a row that waits.
+    Keys,
+    Parked {
+        key: OrderKey,
+        limit: usize,
+    },
+    Bodies {
+        positions: Vec<Pos>,
+    },
+}
+
+/// An answer of the store.
+#[derive(Clone, Debug)]
+pub(super) enum Reply {
+    Owed(OwedPage),
+    Waiting(WaitingPage),
+    Probe(Option<(OwedRow, Origin, StoredEvent)>),
+    Keys { blocked: Vec<OrderKey>, waiting: Vec<OrderKey> },
+    Parked(Vec<OwedRow>),
+    Bodies(Vec<StoredEvent>),
+}
+
+/// What a hook wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Owed,
+    Waiting,
+    Probe,
+    Keys,
+    Parked,
+}
+
+/// What a hook wants to know now. Held hooks want to know nothing.
+pub(super) fn wanted(globals: &Globals, hook: &Hook, now: StoreTime) -> Option<Wanted> {
+    if hook.asking.is_some() || !hook.is_known {
+        return None;
+    }
+    match hook.closed {
+        Some(Closed::Circuit) => {
+            let at = hook.circuit.as_ref().and_then(|circuit| circuit.probe_at_ms()).map(StoreTime);
+            let is_time = at.max(hook.probe_not_before).is_some_and(|at| at <= now);
+            return (is_time && hook.flying.is_empty()).then_some(Wanted::Probe);
+        }
+        Some(Closed::Hold | Closed::Pause) => return None,
+        None => {}
+    }
+    if let Some(keys) = &hook.keys {
+        if !keys.is_loaded {
+            // What is in the air decides which keys are blocked.
+            return (hook.flying.is_empty() && hook.recording.is_empty()).then_some(Wanted::Keys);
+        }
+        if keys.wants_drain() {
+            return Some(Wanted::Parked);
+        }
+    }
+    if hook.due.is_empty() && hook.next_due.is_some_and(|due| due <= now) {
+        return Some(Wanted::Waiting);
+    }
+    let has_room = hook.queue.len() <= globals.window_rows() / 4;
+    (hook.is_spilled && has_room && !hook.is_blocked_by_keys()).then_some(Wanted::Owed)
+}
+
+impl Engine {
+    /// Asks what hooks want to know, as far as there is room for answers.
+    pub(super) fn ask_questions(&mut self, now: Now) {
+        let Self { hooks, globals } = self;
+        while globals.open_questions < QUESTIONS_OPEN_MAX {
+            let Some(id) = globals.questions.pop_front() else { break };
+            let Some(hook) = hooks.get_mut(&id) else { continue };
+            hook.in_questions = false;
+            let Some(question) = globals.question(hook, now.store) else { continue };
+            let Some(serial) = globals.last_serial.checked_add(1) else { break };
+            globals.last_serial = serial;
+            globals.open_questions += 1;
+            globals.metrics.reads.inc();
+            hook.asking = Some(serial);
+            globals.actions.push(Action::Ask { hook: id, serial, question });
+        }
+        if globals.open_bodies == 0 {
+            globals.wake_fetchers(hooks);
+        }
+    }
+
+    /// The store answered.
+    pub(super) fn answered(
+        &mut self,
+        id: HookId,
+        serial: std::num::NonZeroU64,
+        question: Question,
+        reply: Reply,
+        now: Now,
+    ) {
+        let Self { hooks, globals } = self;
+        if let (Question::Bodies { positions }, Reply::Bodies(events)) = (&question, &reply) {
+            globals.open_bodies = globals.open_bodies.saturating_sub(positions.len());
+            if let Some(hook) = hooks.get_mut(&id) {
+                hook.is_fetching = false;
+                globals.take_bodies(hook, positions, events);
+                globals.settle(hook, now);
+            }
+            globals.wake_fetchers(hooks);
+            return;
+        }
+        globals.open_questions -= 1;
+        let Some(hook) = hooks.get_mut(&id).filter(|hook| hook.asking == Some(serial)) else { return };
+        hook.asking = None;
+        let back_to = hook.back_to.take();
+        match (question, reply) {
+            (Question::Owed { limit, .. }, Reply::Owed(page)) => globals.take_owed(hook, page, limit, back_to),
+            (Question::Waiting { .. }, Reply::Waiting(page)) => globals.take_waiting(hook, page),
+            (Question::Parked { key, .. }, Reply::Parked(rows)) => globals.take_parked(hook, key, &rows),
+            (_, Reply::Keys { blocked, waiting }) => {
+                if let Some(keys) = hook.keys.as_mut().filter(|_| hook.closed.is_none()) {
+                    keys.load(&blocked, &waiting);
+                }
+            }
+            (_, Reply::Probe(found)) => globals.take_probe(hook, found, now),
+            // The shell answers each question in its kind.
+            (_, _) => {}
+        }
+        hook.finished.clear();
+        globals.settle(hook, now);
+    }
+}
+
+impl Globals {
+    fn question(&mut self, hook: &mut Hook, now: StoreTime) -> Option<Question> {
+        loop {
+            let window = self.window_rows();
+            return Some(match wanted(self, hook, now)? {
+                Wanted::Owed => {
+                    let limit = window.saturating_sub(hook.queue.len()).max(1);
+                    Question::Owed { after: hook.cursor, limit }
+                }
+                Wanted::Waiting => {
+                    hook.next_due = None;
+                    let known = hook.flying.len() + hook.recording.len();
+                    Question::Waiting { now, limit: window.min(DUE_ROWS) + known }
+                }
+                Wanted::Probe => Question::Probe,
+                Wanted::Keys => Question::Keys,
+                Wanted::Parked => match hook.keys.as_mut().and_then(|keys| keys.next_drain()) {
+                    Some(key) => Question::Parked { key, limit: PARKED_ROWS },
+                    None => continue,
+                },
+            });
+        }
+    }
+
+    fn take_owed(&mut self, hook: &mut Hook, page: OwedPage, limit: usize, back_to: Option<Pos>) {
+        if hook.closed.is_some() {
+            // Read again once it is released: the cursor has not moved.
+            return;
+        }
+        let OwedPage { rows, covered } = page;
+        let is_exhausted = rows.len() < limit && back_to.is_none();
+        let upto = back_to.unwrap_or(Pos(u64::MAX));
+        let mut again = None;
+        for row in rows.into_iter().take_while(|row| row.pos <= upto) {
+            if hook.recording.iter().any(|(known, _)| *known == row.pos) {
+                hook.seen_again.push(row.pos);
+            } else if hook.finished.contains(&row.pos) {
+                // Read before its outcome was durable, or re-opened after it.
+                again = again.or(Some(row.pos));
+            } else if !hook.holds(row.pos) {
+                let item = Item::new(row, Origin::Owed);
+                self.count_in(&item);
+                hook.queue.push_back(item);
+            }
+        }
+        hook.cursor = if back_to.is_some() { covered.min(upto) } else { covered.max(hook.cursor) };
+        if is_exhausted && hook.cursor >= hook.spilled_to {
+            hook.is_spilled = false;
+        }
+        if let Some(pos) = again {
+            let freed = hook.unload_queue(pos);
+            self.free(freed);
+            hook.set_back(pos);
+        }
+    }
+
+    fn take_waiting(&mut self, hook: &mut Hook, page: WaitingPage) {
+        if hook.closed.is_some() {
+            hook.next_due = Some(StoreTime(i64::MIN));
+            return;
+        }
+        for row in page.rows {
+            if !hook.holds(row.pos) {
+                let item = Item::new(row, Origin::Waiting);
+                self.count_in(&item);
+                hook.due.push_back(item);
+            }
+        }
+        hook.next_due = [hook.next_due, page.next_due].into_iter().flatten().min();
+    }
+
+    fn take_parked(&mut self, hook: &mut Hook, key: OrderKey, rows: &[OwedRow]) {
+        if hook.closed.is_some() {
+            return;
+        }
+        let fresh: Vec<Item> =
+            rows.iter().filter(|row| !hook.holds(row.pos)).map(|row| Item::new(*row, Origin::Parked)).collect();
+        // Keys that were forgotten meanwhile are asked for again.
+        let Some(keys) = hook.keys.as_mut().filter(|keys| keys.is_loaded) else { return };
+        fresh.iter().for_each(|item| self.count_in(item));
+        if let Some(mut first) = keys.take_parked(key, fresh.into_iter()) {
+            first.has_turn = true;
+            hook.due.push_back(first);
+        }
+    }
+
+    fn take_probe(&mut self, hook: &mut Hook, found: Option<(OwedRow, Origin, StoredEvent)>, now: Now) {
+        if hook.closed != Some(Closed::Circuit) {
+            return;
+        }
+        let Some((row, origin, stored)) = found else {
+            hook.probe_not_before = Some(now.store.plus_ms(PROBE_IDLE_MS));
+            return;
+        };
+        let is_crowded = self.flights.len() >= IN_FLIGHT_MAX
+            || (hook.trust == Trust::Suspect && self.suspects >= SUSPECTS_MAX)
+            || hook.holds(row.pos)
+            || self.is_stopping;
+        if is_crowded {
+            hook.probe_not_before = Some(now.store.plus_ms(PROBE_AGAIN_MS));
+            return;
+        }
+        hook.probe_not_before = None;
+        match stored {
+            StoredEvent::Event(event) => {
+                if let (Some(keys), Some(key)) = (hook.keys.as_mut(), row.key) {
+                    keys.turn(key, row.pos, origin);
+                }
+                self.start(hook, Item { row, event: Some(event), origin, has_turn: true }, true, now);
+            }
+            StoredEvent::Corrupt => self.give_up(hook, row, DeadReason::Corrupt),
+            StoredEvent::Missing => hook.probe_not_before = Some(now.store.plus_ms(PROBE_IDLE_MS)),
+        }
+    }
+
+    /// Asks for the bodies of the next rows of a hook, beginning with the source
+    /// whose turn it is.
+    pub(super) fn fetch(&mut self, hook: &mut Hook, takes_due: bool) {
+        hook.is_fetching = true;
+        let room = BODIES_OPEN_MAX.saturating_sub(self.open_bodies);
+        if room == 0 {
+            self.fetch_ring.push_back(hook.id);
+            return;
+        }
+        // A hook that sends one at a time holds no bodies beyond that one.
+        let is_narrow = self.bytes >= CACHED_BYTES_MAX || hook.trust != Trust::Proven;
+        let limit = if is_narrow { 1 } else { BODIES_MAX.min(room) };
+        let (first, second) = if takes_due { (&hook.due, &hook.queue) } else { (&hook.queue, &hook.due) };
+        let bare = first.iter().chain(second).filter(|item| item.event.is_none());
+        let positions: Vec<Pos> = bare.take(limit).map(|item| item.row.pos).collect();
+        self.open_bodies += positions.len();
+        self.metrics.reads.inc();
+        self.actions.push(Action::Ask {
+            hook: hook.id,
+            serial: self.last_serial,
+            question: Question::Bodies { positions },
+        });
+    }
+
+    fn take_bodies(&mut self, hook: &mut Hook, positions: &[Pos], events: &[StoredEvent]) {
+        let found = |pos: Pos| positions.iter().zip(events).find(|(known, _)| **known == pos).map(|(_, stored)| stored);
+        let mut bad = Vec::new();
+        for item in hook.due.iter_mut().chain(hook.queue.iter_mut()).filter(|item| item.event.is_none()) {
+            match found(item.row.pos) {
+                Some(StoredEvent::Event(event)) => {
+                    item.event = Some(std::sync::Arc::clone(event));
+                    self.bytes += item.bytes();
+                }
+                Some(StoredEvent::Corrupt) => bad.push((item.clone(), true)),
+                Some(StoredEvent::Missing) => bad.push((item.clone(), false)),
+                None => {}
+            }
+        }
+        for (item, is_corrupt) in bad {
+            hook.due.retain(|other| other.row.pos != item.row.pos);
+            hook.queue.retain(|other| other.row.pos != item.row.pos);
+            self.count_out(&item);
+            if is_corrupt {
+                self.give_up(hook, item.row, DeadReason::Corrupt);
+            } else {
+                // Its event is purged: the row goes with it.
+                tracing::warn!(hook = hook.id.0, pos = item.row.pos.0, "an owed event is not in the store");
+                self.key_is_done(hook, &item.row);
+            }
+        }
+    }
+
+    /// Lets hooks that wait for room for bodies take their turn again.
+    fn wake_fetchers(&mut self, hooks: &mut std::collections::HashMap<HookId, Hook>) {
+        for _ in 0..FETCH_TURNS {
+            let Some(id) = self.fetch_ring.pop_front() else { break };
+            if let Some(hook) = hooks.get_mut(&id) {
+                hook.is_fetching = false;
+                self.mark_ready(hook);
+            }
+        }
+    }
+
+    /// A row ends without an attempt: its outcome.
+    pub(super) fn give_up(&mut self, hook: &mut Hook, row: OwedRow, reason: DeadReason) {
+        self.push_outcome(hook, row, None, crate::store::Next::Dead(reason), After::Nothing);
+        self.key_is_done(hook, &row);
+    }
+}

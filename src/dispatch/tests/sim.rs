@@ -1,0 +1,275 @@
+//! A world in virtual time: the engine, a store whose answers and commits take
+//! their time, endpoints by script. One seed, one history.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use k8s_openapi::jiff::Timestamp;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use smallvec::smallvec;
+
+use super::fake::FakeStore;
+use crate::{
+    dispatch::{
+        AttemptEnd, AttemptJob, AttemptReport, DispatchMetrics, HookHealth, HookView,
+        engine::{Action, Engine, IN_FLIGHT_MAX, Now, SUSPECTS_MAX},
+        questions::{Question, Reply},
+    },
+    event::{Pos, StoreTime},
+    store::{HookId, HookNote, News, OrderKey, Outcome, RecordTicket, SubId, Target},
+};
+
+/// What happens at some time.
+enum Happening {
+    News(News),
+    Ended(u64, HookId, Pos, AttemptEnd, i64),
+    Read(HookId, std::num::NonZeroU64, Question),
+    Answer(HookId, std::num::NonZeroU64, Question, Reply),
+    Commit(RecordTicket, Vec<Outcome>),
+    Recorded(RecordTicket),
+}
+
+/// How an endpoint behaves: (hook, position, time) to (how long it takes, end).
+pub(super) type Endpoint = Box<dyn FnMut(&mut StdRng, HookId, Pos, i64) -> (i64, AttemptEnd)>;
+
+pub(super) fn answered(code: u16) -> AttemptEnd {
+    AttemptEnd::Answered { code, retry_after: None }
+}
+
+pub(super) struct Sim {
+    pub(super) engine: Engine,
+    pub(super) store: FakeStore,
+    pub(super) now: i64,
+    pub(super) rng: StdRng,
+    pub(super) endpoint: Endpoint,
+    /// Time, hook and position of each attempt that began.
+    pub(super) attempts: Vec<(i64, HookId, Pos)>,
+    pub(super) notes: Vec<(i64, HookId, HookNote)>,
+    pub(super) health: Vec<HookHealth>,
+    pub(super) reads: Vec<(i64, HookId, Question)>,
+    pub(super) views: BTreeMap<HookId, HookView>,
+    /// Milliseconds that the store takes at most for anything.
+    pub(super) store_ms: i64,
+    /// Largest number of rows and of bytes that were in the windows.
+    pub(super) peak: (usize, usize),
+    pub(super) peak_suspects: usize,
+    keys: HashMap<Pos, OrderKey>,
+    flying: BTreeSet<(HookId, Pos)>,
+    flying_keys: BTreeSet<(HookId, OrderKey)>,
+    agenda: BTreeMap<(i64, u64), Happening>,
+    serial: u64,
+    ticket: u64,
+    last_commit: i64,
+    last_news: i64,
+}
+
+impl Sim {
+    pub(super) fn new(seed: u64, endpoint: Endpoint) -> Self {
+        Self {
+            engine: new_engine(seed),
+            store: FakeStore::default(),
+            now: 1_000_000,
+            rng: StdRng::seed_from_u64(seed),
+            endpoint,
+            attempts: Vec::new(),
+            notes: Vec::new(),
+            health: Vec::new(),
+            reads: Vec::new(),
+            views: BTreeMap::new(),
+            store_ms: 3,
+            peak: (0, 0),
+            peak_suspects: 0,
+            keys: HashMap::new(),
+            flying: BTreeSet::new(),
+            flying_keys: BTreeSet::new(),
+            agenda: BTreeMap::new(),
+            serial: 0,
+            ticket: 0,
+            last_commit: 0,
+            last_news: 0,
+        }
+    }
+
+    pub(super) fn clock(&self) -> Now {
+        Now { store: StoreTime(self.now), wall: Timestamp::from_millisecond(self.now).unwrap() }
+    }
+
+    pub(super) fn set(&mut self, view: HookView) {
+        self.views.insert(view.id, view.clone());
+        let now = self.clock();
+        self.engine.set_hook(view, now);
+        self.settle();
+    }
+
+    /// Publishes an event to these hooks; the news take a while.
+    pub(super) fn publish(&mut self, hooks: &[i64], key: Option<i64>) -> Pos {
+        self.publish_bytes(hooks, key, 100)
+    }
+
+    pub(super) fn publish_bytes(&mut self, hooks: &[i64], key: Option<i64>, bytes: usize) -> Pos {
+        let (pos, event) = self.store.accept(StoreTime(self.now), bytes);
+        let mut targets = smallvec![];
+        for hook in hooks {
+            let hook = HookId(*hook);
+            self.store.owe(hook, pos, key.map(OrderKey));
+            targets.push(Target { hook, sub: SubId(1), is_ordered: key.is_some() });
+        }
+        if let Some(key) = key {
+            self.keys.insert(pos, OrderKey(key));
+        }
+        let event = self.rng.random_bool(0.9).then_some(event);
+        self.tell(News::Owed { pos, event, targets });
+        pos
+    }
+
+    /// Rows come behind the engine's back: of an event that was accepted before.
+    pub(super) fn fan_out(&mut self, hook: i64, pos: Pos) {
+        let key = self.keys.get(&pos).copied();
+        self.store.owe(HookId(hook), pos, key);
+        self.tell(News::Changed { hook: HookId(hook), from: pos });
+    }
+
+    fn tell(&mut self, news: News) {
+        // In the order of the commits.
+        self.last_news = self.last_news.max(self.now + self.rng.random_range(0..=self.store_ms));
+        self.put(self.last_news, Happening::News(news));
+    }
+
+    fn put(&mut self, at: i64, happening: Happening) {
+        self.serial += 1;
+        self.agenda.insert((at, self.serial), happening);
+    }
+
+    /// Does what happens until there is nothing more before `until`.
+    pub(super) fn run_until(&mut self, until: i64) {
+        loop {
+            let next = self.agenda.first_key_value().map(|(at, _)| *at);
+            let wake = self.engine.next_wake().map(|at| at.0);
+            let at = [next.map(|(at, _)| at), wake].into_iter().flatten().min().filter(|at| *at <= until);
+            let Some(at) = at else { break };
+            self.now = self.now.max(at);
+            if next.is_some_and(|(due, _)| due <= self.now)
+                && let Some((_, happening)) = self.agenda.pop_first()
+            {
+                self.happen(happening);
+            }
+            self.settle();
+        }
+        self.now = until;
+    }
+
+    pub(super) fn run_for(&mut self, milliseconds: i64) {
+        self.run_until(self.now + milliseconds);
+    }
+
+    /// The process is killed and starts again: what is not committed is lost.
+    pub(super) fn crash(&mut self) {
+        self.agenda.clear();
+        self.flying.clear();
+        self.flying_keys.clear();
+        let window = self.engine.globals.window;
+        self.engine = new_engine(self.serial);
+        self.engine.globals.window = window;
+        for view in self.views.clone().into_values() {
+            self.set(HookView { has_backlog: true, ..view });
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        let now = self.clock();
+        match happening {
+            Happening::News(news) => self.engine.news(news, now),
+            Happening::Ended(flight, hook, pos, end, took) => {
+                assert!(self.flying.remove(&(hook, pos)));
+                if let Some(key) = self.keys.get(&pos) {
+                    self.flying_keys.remove(&(hook, *key));
+                }
+                let duration = std::time::Duration::from_millis(took.unsigned_abs());
+                let report = AttemptReport { at: now.wall, duration, shape: 1, end, detail: None };
+                self.engine.ended(flight, report, now);
+            }
+            Happening::Read(hook, serial, question) => {
+                let reply = self.store.answer(hook, &question);
+                let at = self.now + self.rng.random_range(0..=self.store_ms);
+                self.put(at, Happening::Answer(hook, serial, question, reply));
+            }
+            Happening::Answer(hook, serial, question, reply) => {
+                self.engine.answered(hook, serial, question, reply, now);
+            }
+            Happening::Commit(ticket, outcomes) => {
+                outcomes.iter().for_each(|outcome| self.store.apply(outcome));
+                let at = self.now + self.rng.random_range(0..=self.store_ms);
+                self.put(at, Happening::Recorded(ticket));
+            }
+            Happening::Recorded(ticket) => self.engine.recorded(ticket, now),
+        }
+    }
+
+    /// One step of the engine, and what it says.
+    pub(super) fn settle(&mut self) {
+        self.engine.step(self.clock());
+        for action in self.engine.take_actions() {
+            match action {
+                Action::Attempt(flight, job) => self.attempt(flight, &job),
+                Action::Ask { hook, serial, question } => {
+                    self.reads.push((self.now, hook, question.clone()));
+                    let at = self.now + self.rng.random_range(0..=self.store_ms);
+                    self.put(at, Happening::Read(hook, serial, question));
+                }
+                Action::Note(hook, note) => self.notes.push((self.now, hook, note)),
+                Action::Health(health) => self.health.push(health),
+                Action::Forget(_) => {}
+            }
+        }
+        let outcomes = self.engine.take_outcomes();
+        if !outcomes.is_empty() {
+            self.ticket += 1;
+            let hooks: Vec<HookId> = outcomes.iter().map(|outcome| outcome.hook).collect();
+            self.engine.handed(RecordTicket(self.ticket), hooks.into_iter());
+            self.last_commit = self.last_commit.max(self.now + self.rng.random_range(0..=self.store_ms));
+            self.put(self.last_commit, Happening::Commit(RecordTicket(self.ticket), outcomes));
+        }
+        let globals = &self.engine.globals;
+        self.peak = (self.peak.0.max(globals.rows), self.peak.1.max(globals.bytes));
+        self.peak_suspects = self.peak_suspects.max(globals.suspects);
+        assert!(globals.flights.len() <= IN_FLIGHT_MAX && globals.suspects <= SUSPECTS_MAX);
+        assert_eq!(globals.flights.len(), self.flying.len());
+    }
+
+    fn attempt(&mut self, flight: u64, job: &AttemptJob) {
+        let (hook, pos) = (job.hook, job.event.id.pos);
+        assert!(self.flying.insert((hook, pos)), "{hook:?} {pos:?} twice at the same time");
+        assert!(!self.store.dead.contains_key(&(hook, pos)), "{hook:?} {pos:?} is dead");
+        if let Some(key) = self.keys.get(&pos) {
+            assert!(self.flying_keys.insert((hook, *key)), "{hook:?} {key:?} twice at the same time");
+        }
+        self.attempts.push((self.now, hook, pos));
+        let (took, end) = (self.endpoint)(&mut self.rng, hook, pos, self.now);
+        self.put(self.now + took, Happening::Ended(flight, hook, pos, end, took));
+    }
+
+    /// Nothing is owed, and nothing is left in memory.
+    pub(super) fn assert_over(&self) {
+        assert_eq!(self.store.pending(), 0, "{:?} {:?} {:?}", self.store.owed, self.store.retry, self.store.parked);
+        let globals = &self.engine.globals;
+        assert_eq!((globals.rows, globals.bytes, globals.flights.len(), globals.suspects), (0, 0, 0, 0));
+        assert_eq!((globals.open_questions, globals.open_bodies, globals.unrecorded.len()), (0, 0, 0));
+    }
+
+    /// Positions that were attempted, in order, of a hook.
+    pub(super) fn attempts_of(&self, hook: i64) -> Vec<(i64, Pos)> {
+        self.attempts.iter().filter(|(_, of, _)| *of == HookId(hook)).map(|(at, _, pos)| (*at, *pos)).collect()
+    }
+
+    pub(super) fn key_of(&self, pos: Pos) -> Option<OrderKey> {
+        self.keys.get(&pos).copied()
+    }
+
+    pub(super) fn delivered(&self) -> usize {
+        self.store.delivered.len()
+    }
+}
+
+fn new_engine(seed: u64) -> Engine {
+    let mut rng = StdRng::seed_from_u64(seed);
+    Engine::new(DispatchMetrics::unregistered(), Box::new(move || rng.random()))
+}

@@ -1,0 +1,19 @@
+//! Faults, seen from outside one delivery pod: the real binary, the real store,
+//! a double of the API server, receivers that misbehave.
+//!
+//! The oracle of every test: what was acknowledged to the publisher is delivered
+//! in the end, or dead, or counted as discarded. Nothing else is lost, whatever
+//! was killed. Each test has a short form, which `make test` runs;
+//! `POSTHORN_FAULTS=full` (`make faults`) runs the long ones.
+
+mod crashes;
+mod deletion;
+mod disk;
+mod endpoints;
+mod gate;
+mod outage;
+mod stage;
+mod upgrade;
+
+#[path = "../rig/mod.rs"]
+mod rig;

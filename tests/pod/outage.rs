@@ -1,0 +1,63 @@
+//! The API server is away.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use serde_json::json;
+
+use crate::{
+    rig::publisher::{Outcome, Pace, publish},
+    stage::{Stage, WAIT, scaled, until},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_api_server_is_away_known_publishers_publish_and_events_are_delivered() {
+    let mut stage = Stage::set().await;
+    stage.webhook("orders", "/ok/orders", "order.paid", json!(null));
+    stage.pod.start().await;
+    stage.until_routed(1).await;
+    let before = stage.publish(50, "order.paid").await;
+    stage.until_delivered("/ok/orders", &before).await;
+    stage.api.set_away(true);
+    let outcome = Arc::new(Outcome::default());
+    let tasks = publish(stage.plan(), Pace::PerSecond(100.0), stage.start, Arc::clone(&outcome));
+    tokio::time::sleep(Duration::from_secs(scaled(5, 280))).await;
+    outcome.stop();
+    tasks.join_all().await;
+    assert_eq!(*outcome.refused.lock().unwrap(), [].into(), "known callers were refused");
+    let ids = outcome.ids().into_iter().collect();
+    stage.until_delivered("/ok/orders", &ids).await;
+    stage.api.set_away(false);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_restarts_while_the_api_server_is_away_delivers_what_it_owes() {
+    let mut stage = Stage::set().await;
+    stage.webhook("orders", "/switch/orders", "order.paid", json!({"retry": {"schedule": ["500ms", "500ms", "500ms", "500ms", "1s", "1s", "2s", "2s", "5s", "5s"]}, "circuit": {"failures": 0}}));
+    stage.pod.start().await;
+    stage.until_routed(1).await;
+    let ids = stage.publish(50, "order.paid").await;
+    // The key must have been seen once: the run folder keeps it.
+    until("an attempt was made", WAIT, async || stage.receiver.requests_to("/switch/orders") > 0).await;
+    stage.api.set_away(true);
+    stage.pod.kill();
+    stage.receiver.set_up("orders", true);
+    stage.pod.spawn();
+    stage.until_delivered("/switch/orders", &ids).await;
+    stage.api.set_away(false);
+    stage.pod.until_ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_while_the_pod_lists_for_the_first_time_is_not_missed() {
+    for _ in 0..scaled(5, 50) {
+        let mut stage = Stage::set().await;
+        for n in 0..200 {
+            stage.webhook(&format!("other-{n}"), "/ok/other", &format!("other.{n}"), json!(null));
+        }
+        stage.webhook("orders", "/ok/orders", "order.paid", json!(null));
+        stage.pod.spawn();
+        // Retried until the pod takes it: the first moment at which it does.
+        let ids: HashSet<String> = stage.publish(5, "order.paid").await;
+        stage.until_delivered("/ok/orders", &ids).await;
+    }
+}
