@@ -2,10 +2,11 @@
 
 use std::{
     sync::atomic::{AtomicI64, Ordering::SeqCst},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::jiff::Timestamp;
+use posthorn::store::sqlite::Clock;
 
 /// 2026-11-18: any time will do.
 const BEGIN_MS: i64 = 1_795_000_000_000;
@@ -15,11 +16,12 @@ const BEGIN_MS: i64 = 1_795_000_000_000;
 pub struct TestClock {
     wall_ms: AtomicI64,
     monotonic_ms: AtomicI64,
+    began: Instant,
 }
 
 impl TestClock {
     pub fn new() -> Self {
-        Self { wall_ms: AtomicI64::new(BEGIN_MS), monotonic_ms: AtomicI64::new(0) }
+        Self { wall_ms: AtomicI64::new(BEGIN_MS), monotonic_ms: AtomicI64::new(0), began: Instant::now() }
     }
 
     pub fn wall_ms(&self) -> i64 {
@@ -44,5 +46,15 @@ impl TestClock {
     /// Somebody sets the wall clock.
     pub fn jump_wall_ms(&self, by_ms: i64) {
         self.wall_ms.fetch_add(by_ms, SeqCst);
+    }
+}
+
+impl Clock for TestClock {
+    fn wall(&self) -> Timestamp {
+        self.wall()
+    }
+
+    fn monotonic(&self) -> Instant {
+        self.began + Duration::from_millis(self.monotonic_ms().cast_unsigned())
     }
 }

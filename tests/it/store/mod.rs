@@ -39,6 +39,7 @@ macro_rules! conformance {
 macro_rules! every_store {
     ($($cases:tt)*) => {
         conformance! { on_the_model, World::new(grounds::ModelGround::fresh()); $($cases)* }
+        conformance! { on_sqlite, World::new(grounds::SqliteGround::fresh()); $($cases)* }
     };
 }
 

@@ -506,6 +506,12 @@ fn seed_from(text: &str) -> [u8; 32] {
 }
 
 #[test]
+fn sqlite_shows_the_same_as_the_model() {
+    use super::grounds::{ModelGround, SqliteGround};
+    same_as_the_model(ModelGround::fresh, SqliteGround::fresh);
+}
+
+#[test]
 fn the_model_shows_the_same_as_itself() {
     use super::grounds::ModelGround;
     same_as_the_model(ModelGround::fresh, ModelGround::fresh);

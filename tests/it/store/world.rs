@@ -12,7 +12,7 @@ use posthorn::{
 use super::clock::TestClock;
 
 /// How long a store may take over what it does in the background.
-const SETTLE_MAX: Duration = Duration::from_secs(20);
+const SETTLE_MAX: Duration = Duration::from_secs(10);
 pub const HOUR: Duration = Duration::from_secs(3600);
 pub const SHOP: &str = "uid-of-shop";
 
@@ -189,7 +189,7 @@ impl World {
     // Deliveries.
 
     pub async fn rows(&self, hook: HookId) -> Vec<OwedRow> {
-        self.partition().owed(hook, Pos(0), 10_000).await.unwrap().rows
+        self.partition().owed(hook, Pos(0), 100_000).await.unwrap().rows
     }
 
     pub async fn owed(&self, hook: HookId) -> Vec<Pos> {

@@ -155,38 +155,39 @@ pub async fn a_namespace_that_is_full_leaves_room_for_the_others(w: World) {
         event.data = vec![b'x'; 40 << 10].into();
         event
     };
-    for _ in 0..2 {
-        w.accept(vec![large(SHOP)]).await;
+    let mut accepted = 0;
+    while w.ingest().accept(vec![large(SHOP)]).await.is_ok() {
+        accepted += 1;
+        assert!(accepted <= 2, "64 KiB hold two events of 40 KiB at most");
     }
-    assert_eq!(w.ingest().space(SHOP), Space::NamespaceFull);
+    assert!(accepted > 0);
     assert_eq!(w.ingest().accept(vec![large(SHOP)]).await, Err(AcceptError::Full));
     assert_eq!(w.ingest().space("uid-of-office"), Space::Free);
     w.accept(vec![large("uid-of-office")]).await;
-    assert_eq!(w.totals().await.events, 3);
+    assert_eq!(w.totals().await.events, accepted + 1);
 }
 
 pub async fn a_store_that_is_full_takes_no_events_but_every_outcome(w: World) {
     let hook = w.wanting("all", "*").await;
-    let large = || {
-        let mut event = event("a");
-        event.data = vec![b'x'; 512 << 10].into();
-        event
-    };
     w.partition().configure(StoreLimits { size_bytes: 4 << 20, ..StoreLimits::default() });
     let mut accepted = Vec::new();
-    let refused = loop {
-        match w.ingest().accept(vec![large()]).await {
-            Ok(verdicts) => accepted.extend(verdicts),
-            Err(error) => break error,
-        }
-        assert!(accepted.len() < 100, "a store of 4 MiB took {} events of 512 KiB", accepted.len());
-    };
-    assert_eq!(refused, AcceptError::Full);
+    // Large ones until none fits, then ever smaller ones.
+    for bytes in [512 << 10, 64 << 10, 4 << 10, 16] {
+        let mut event = event("a");
+        event.data = vec![b'x'; bytes].into();
+        let refused = loop {
+            match w.ingest().accept(vec![event.clone()]).await {
+                Ok(verdicts) => accepted.extend(verdicts),
+                Err(error) => break error,
+            }
+            assert!(accepted.len() < 50_000, "a store of 4 MiB took {} events", accepted.len());
+        };
+        assert_eq!(refused, AcceptError::Full);
+    }
     assert_eq!(w.ingest().space("uid-of-office"), Space::StoreFull);
     let owed = w.owed(hook).await;
     assert_eq!(owed.len(), accepted.len(), "what is owed is never evicted");
-    for pos in owed {
-        w.deliver(hook, pos, 0).await;
-    }
+    let done = owed.iter().map(|pos| outcome(&w.clock, hook, *pos, 0, Some(200), Next::Done));
+    w.record(done.collect()).await;
     assert_eq!(w.totals().await.delivered, accepted.len() as u64);
 }
