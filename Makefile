@@ -43,6 +43,14 @@ generate: ## Write crds/ and the chart's copies after a change of src/api.
 image: ## Build the container image (an archive, without Docker).
 	@scripts/image.sh
 
+.PHONY: faults
+faults: ## The long forms of the fault tests: some 30 minutes.
+	@scripts/faults.sh
+
+.PHONY: bench
+bench: ## How fast a pod delivers, as ratios inside one run. FIGURES="single many" runs some.
+	@scripts/bench.sh
+
 .PHONY: bench-controller
 bench-controller: ## 10,000 Webhooks on a real API server; prints the figures.
 	@scripts/bench-controller.sh

@@ -3,9 +3,12 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use posthorn::{
-    cli::wait::{self, WaitArguments},
+    cli::{
+        store::{self, StoreArguments},
+        wait::{self, WaitArguments},
+    },
     controller, delivery, inbox,
-    runtime::{logging, shutdown, tls},
+    runtime::{clock, logging, shutdown, tls},
 };
 
 #[derive(Parser)]
@@ -32,6 +35,8 @@ enum Role {
     Controller(Box<controller::ControllerArguments>),
     /// Run a pod of a DeliveryPool: index, probes, internal API.
     Delivery(Box<delivery::DeliveryArguments>),
+    /// Copy, check and restore the store of a pool.
+    Store(StoreArguments),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Role::Wait(arguments) => run_wait(&arguments),
         Role::Controller(arguments) => run_controller(*arguments),
         Role::Delivery(arguments) => run_delivery(*arguments),
+        Role::Store(arguments) => run_store(arguments),
     }
 }
 
@@ -77,6 +83,21 @@ fn run_delivery(arguments: delivery::DeliveryArguments) -> anyhow::Result<()> {
         let shutdown = shutdown::on_signal()?;
         Ok(delivery::run(arguments, shutdown).await?)
     })
+}
+
+/// Exit code 1: something is wrong with the store.
+fn run_store(arguments: StoreArguments) -> anyhow::Result<()> {
+    let new_id: String = clock::random_bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let done = store::run(arguments, &new_id)?;
+    if done.has_data {
+        eprint!("{}", done.text);
+    } else {
+        print!("{}", done.text);
+    }
+    if !done.is_good {
+        std::process::exit(1);
+    }
+    Ok(())
 }
 
 fn print_crds(output: Option<&std::path::Path>) -> anyhow::Result<()> {

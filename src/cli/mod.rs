@@ -9,6 +9,7 @@ mod connect;
 mod error;
 mod explain;
 mod status;
+pub mod store;
 mod text;
 mod verify;
 mod version;

@@ -17,5 +17,6 @@ mod ingest;
 mod internal_api;
 mod plugin;
 mod table;
+mod store;
 mod tidy;
 mod watch;

@@ -14,6 +14,7 @@
 //! call on. Nothing is tried again after an error of the disk.
 
 mod accept;
+mod backup;
 mod checkpoint;
 mod effects;
 mod history;
@@ -30,6 +31,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 mod time;
+mod verify;
 mod writer;
 
 use std::{
@@ -41,10 +43,12 @@ use std::{
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
+pub use backup::{BackupError, backup, restore};
 pub use checkpoint::WAL_BYTES_MAX;
-pub use open::{ACCEPT_NEW, OpenError, SCHEMA_VERSION, SqliteConfig, begin_epoch};
+pub use open::{ACCEPT_NEW, DATABASE_FILE, OpenError, SCHEMA_VERSION, SqliteConfig, begin_epoch};
 pub use queue::WAITING_BYTES_MAX;
 pub use time::{Clock, STOP_MAX, SystemClock};
+pub use verify::{Problem, Verification, verify};
 
 use self::{
     checkpoint::Checkpointer,
@@ -138,7 +142,7 @@ impl SqliteStore {
             is_full_sync: true,
         };
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());
-        let thread = thread.map_err(|source| OpenError::Io { folder: config.folder, source })?;
+        let thread = thread.map_err(|source| OpenError::Io { folder: config.folder.clone(), source })?;
         Ok(Arc::new(Self {
             shared,
             store_id,

@@ -40,7 +40,8 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// From each version of the schema to the next; the first makes it from nothing.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
-const DATABASE_FILE: &str = "store.db";
+/// Name of the database in the folder of a store.
+pub const DATABASE_FILE: &str = "store.db";
 const LOCK_FILE: &str = "store.lock";
 /// Bytes of a page.
 pub(super) const PAGE_BYTES: u64 = 8192;
@@ -237,7 +238,7 @@ fn io_error(folder: &Path, source: io::Error) -> OpenError {
     OpenError::Io { folder: folder.to_owned(), source }
 }
 
-fn lock(folder: &Path) -> Result<Database, OpenError> {
+pub(super) fn lock(folder: &Path) -> Result<Database, OpenError> {
     fs::create_dir_all(folder).map_err(|source| io_error(folder, source))?;
     let file = File::create(folder.join(LOCK_FILE)).map_err(|source| io_error(folder, source))?;
     match file.try_lock() {

@@ -170,6 +170,21 @@ pub(super) fn event(db: &Connection, epochs: &Epochs, pos: Pos) -> Result<Stored
     Ok(found.map_or(StoredEvent::Missing, |event| event.map_or(StoredEvent::Corrupt, StoredEvent::Event)))
 }
 
+/// Tells the position of every event that is damaged.
+pub(super) fn damaged(db: &Connection, epochs: &Epochs, mut tell: impl FnMut(Pos)) -> Result<()> {
+    let mut select = db.prepare(
+        "SELECT e.seq, e.at, e.wall, e.ns, e.type, e.source, e.head, e.crc, e.body, n.name, n.uid
+         FROM event e LEFT JOIN ns n ON n.id = e.ns ORDER BY e.seq",
+    )?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        if decode(row, epochs).is_none() {
+            tell(pos_of(row.get(0)?));
+        }
+    }
+    Ok(())
+}
+
 /// An event without its data; none if it is missing or damaged.
 pub(super) fn summary(db: &Connection, epochs: &Epochs, pos: Pos) -> Result<Option<EventSummary>> {
     let StoredEvent::Event(event) = event(db, epochs, pos)? else { return Ok(None) };

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# `make faults`: the long forms of tests/pod. They send to loopback alone and end
+# by themselves. TESTS=name runs some.
+. "$(dirname "$0")/lib.sh"
+
+cd "$REPOSITORY"
+toolchains
+apt_need strace strace
+ulimit -n "$(ulimit -Hn)"
+# One after the other: some of them measure times.
+step "Faults, seen from outside a pod (long forms)" env POSTHORN_FAULTS=full \
+  cargo test --locked --test pod -- --test-threads 1 --nocapture ${TESTS:-}
