@@ -10,8 +10,6 @@ use crate::{
     store::{DiscardReason, HookId, News, Router, StoreLimits},
 };
 
-use super::rows::Epochs;
-
 /// Positions of one bucket: `bucket = seq >> BUCKET_SHIFT`.
 pub(super) const BUCKET_SHIFT: u32 = 14;
 /// Rows that one step of maintenance touches at most.
@@ -31,8 +29,6 @@ pub(super) struct Step<'a> {
     pub(super) limits: &'a StoreLimits,
     /// The next position that will be given out.
     pub(super) next: Pos,
-    /// Epochs of the store, part of every event's id.
-    pub(super) epochs: &'a Epochs,
     /// What it will mean.
     pub(super) effects: &'a mut Effects,
 }

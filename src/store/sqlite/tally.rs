@@ -171,9 +171,10 @@ impl Ledger {
             self.round_mark = self.mark;
             self.next_round = now.plus_ms(ROUND_EVERY_MS);
         }
+        // What was purged has counters in memory until the next start, and no row.
         let mut upsert = db.prepare_cached(
             "INSERT OR REPLACE INTO tally (hook, delivered, failed, pending, dead, last_ms, last_code, mark)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS (SELECT 1 FROM hook WHERE id = ?1)",
         )?;
         let from = self.round.len().saturating_sub(ROUND_ROWS_MAX);
         for hook in self.round.drain(from..) {

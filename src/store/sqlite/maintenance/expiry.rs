@@ -53,7 +53,8 @@ pub(super) struct Expiry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Rest,
-    /// Hooks behind this one; the first of them from this bucket on.
+    /// Hooks behind this one; in the first of them, buckets below this one are
+    /// without old rows.
     Hooks {
         after: i64,
         bucket: i64,
@@ -79,6 +80,13 @@ impl Default for Expiry {
             now: 0,
         }
     }
+}
+
+/// What was buried of a hook.
+struct Buried {
+    count: usize,
+    /// The bucket that is to be looked into next, if this was not all.
+    goes_on: Option<i64>,
 }
 
 /// A hook as a round sees it.
@@ -128,25 +136,37 @@ impl Expiry {
         &mut self,
         step: &mut Step<'_>,
         pending: &dyn Fn(HookId) -> u64,
-        mut after: i64,
+        after: i64,
         mut from_bucket: i64,
     ) -> Result<()> {
         let hooks = hooks_behind(step.tx, after)?;
         let (mut looks, mut room) = (LOOKS_MAX, STEP_ROWS_MAX);
         for hook in &hooks {
             self.ages.insert(hook.id, hook.max_age_ms);
-            let first = first_owed(step, hook, from_bucket, &mut looks)?;
-            self.phase = Phase::Hooks { after, bucket: first.bucket };
+            let first = first_owed_bucket(step, hook.id, hook.first_bucket.unwrap_or_default(), &mut looks)?;
+            // Written down at once when the looks are used up, not kept in memory:
+            // until the next step a backfill may owe something below it.
+            raise_first_bucket(step.tx, hook, &first)?;
             if !first.is_found {
                 return Ok(());
             }
-            raise_first_bucket(step.tx, hook, first.bucket)?;
-            room -= self.hook(step, pending, (hook, first.bucket), &mut looks, room)?;
-            if room == 0 || looks <= 0 {
+            let old = self.bury_old(step, hook, first.bucket.max(from_bucket), (&mut looks, room))?;
+            room -= old.count;
+            if let Some(bucket) = old.goes_on {
+                self.phase = Phase::Hooks { after: hook.id - 1, bucket };
                 return Ok(());
             }
-            (after, from_bucket) = (hook.id, 0);
-            self.phase = Phase::Hooks { after, bucket: 0 };
+            let buried = self.bury_excess(step, pending, (hook.id, first.bucket), (&mut looks, room))?;
+            room -= buried;
+            from_bucket = 0;
+            self.phase = Phase::Hooks { after: hook.id, bucket: 0 };
+            if room == 0 || looks <= 0 {
+                if buried > 0 {
+                    // It may have more of them.
+                    self.phase = Phase::Hooks { after: hook.id - 1, bucket: i64::MAX };
+                }
+                return Ok(());
+            }
         }
         if hooks.len() < STEP_ROWS_MAX {
             self.phase = Phase::Retry { seq: 0, hook: 0 };
@@ -154,24 +174,34 @@ impl Expiry {
         Ok(())
     }
 
-    /// Buries what a hook has owed for too long, or has too much of, oldest
-    /// first, at most `room`; how many they were.
-    fn hook(
+    /// Buries what a hook has owed for too long, from a bucket on, oldest first.
+    fn bury_old(
         &mut self,
         step: &mut Step<'_>,
-        pending: &dyn Fn(HookId) -> u64,
-        (hook, first_bucket): (&Seen, i64),
-        looks: &mut i64,
-        room: usize,
-    ) -> Result<usize> {
+        hook: &Seen,
+        from_bucket: i64,
+        limits: (&mut i64, usize),
+    ) -> Result<Buried> {
         let cutoff = self.cutoff(step, hook.max_age_ms)?;
         let over = self.now.saturating_sub(hook.max_age_ms);
-        let old = old_owed(step.tx, hook.id, (first_bucket, cutoff, over), (looks, room))?;
+        let (old, goes_on) = old_owed(step.tx, hook.id, (from_bucket, cutoff, over), limits)?;
         bury(step, &old, DeadReason::Expired)?;
-        let excess = self.excess(step, pending, hook.id).min(room - old.len());
-        let oldest = oldest(step.tx, hook.id, first_bucket, excess, looks)?;
+        Ok(Buried { count: old.len(), goes_on })
+    }
+
+    /// Buries what a hook has too much of, oldest first, at most `room`; how many
+    /// they were.
+    fn bury_excess(
+        &self,
+        step: &mut Step<'_>,
+        pending: &dyn Fn(HookId) -> u64,
+        (hook, first_bucket): (i64, i64),
+        (looks, room): (&mut i64, usize),
+    ) -> Result<usize> {
+        let excess = self.excess(step, pending, hook).min(room);
+        let oldest = oldest(step.tx, hook, first_bucket, excess, looks)?;
         bury(step, &oldest, DeadReason::BacklogFull)?;
-        Ok(old.len() + oldest.len())
+        Ok(oldest.len())
     }
 
     /// How many Deliveries the backlog of a hook has too many, at most as many as
@@ -305,10 +335,6 @@ pub(super) struct FirstOwed {
     pub(super) is_found: bool,
 }
 
-fn first_owed(step: &Step<'_>, hook: &Seen, from_bucket: i64, looks: &mut i64) -> Result<FirstOwed> {
-    first_owed_bucket(step, hook.id, from_bucket.max(hook.first_bucket.unwrap_or_default()), looks)
-}
-
 /// The first bucket from `from` on in which a hook has owed rows.
 pub(super) fn first_owed_bucket(step: &Step<'_>, hook: i64, from: i64, looks: &mut i64) -> Result<FirstOwed> {
     let mut has_rows = step.tx.prepare_cached("SELECT EXISTS (SELECT 1 FROM owed WHERE bucket = ?1 AND hook = ?2)")?;
@@ -329,34 +355,42 @@ pub(super) fn first_owed_bucket(step: &Step<'_>, hook: i64, from: i64, looks: &m
 
 /// Writes down where a hook's owed rows begin, now and then. Never above the
 /// bucket of the next position: what is accepted from here on is not below it.
-fn raise_first_bucket(db: &Connection, hook: &Seen, bucket: i64) -> Result<()> {
-    if hook.first_bucket.is_none_or(|known| bucket - known >= FIRST_BUCKET_STRIDE) {
-        db.prepare_cached("UPDATE hook SET first_bucket = ?2 WHERE id = ?1")?.execute((hook.id, bucket))?;
+fn raise_first_bucket(db: &Connection, hook: &Seen, first: &FirstOwed) -> Result<()> {
+    let is_far = |known| first.bucket - known >= FIRST_BUCKET_STRIDE;
+    if !first.is_found || hook.first_bucket.is_none_or(is_far) {
+        db.prepare_cached("UPDATE hook SET first_bucket = ?2 WHERE id = ?1")?.execute((hook.id, first.bucket))?;
     }
     Ok(())
 }
 
-/// Owed rows of a hook that are over: below `cutoff`, or owed anew before `over`.
+/// Owed rows of a hook that are over: below `cutoff`, or owed anew before `over`;
+/// and in which bucket the next ones may be, if this was not all.
 fn old_owed(
     db: &Connection,
     hook: i64,
-    (first_bucket, cutoff, over): (i64, i64, i64),
+    (from_bucket, cutoff, over): (i64, i64, i64),
     (looks, room): (&mut i64, usize),
-) -> Result<Vec<Pending>> {
+) -> Result<(Vec<Pending>, Option<i64>)> {
     let mut rows = Vec::new();
     let mut buckets = db.prepare_cached("SELECT id FROM bucket WHERE id >= ?1 AND id <= ?2 ORDER BY id")?;
-    let mut buckets = buckets.query((first_bucket, bucket_of_seq(cutoff - 1)))?;
+    let mut buckets = buckets.query((from_bucket, bucket_of_seq(cutoff - 1)))?;
     let mut select = db.prepare_cached(OWED_OLD)?;
-    while let Some(bucket) = buckets.next()?.filter(|_| rows.len() < room && *looks > 0) {
+    while let Some(bucket) = buckets.next()? {
+        let bucket: i64 = bucket.get(0)?;
+        if *looks <= 0 {
+            return Ok((rows, Some(bucket)));
+        }
         *looks -= BUCKET_LOOKS;
-        let found = select.query_map((bucket.get::<_, i64>(0)?, hook, cutoff, over, room - rows.len()), |row| {
-            Pending::read(Table::Owed, row)
-        })?;
-        for row in found {
+        for row in
+            select.query_map((bucket, hook, cutoff, over, room - rows.len()), |row| Pending::read(Table::Owed, row))?
+        {
             rows.push(row?);
         }
+        if rows.len() >= room {
+            return Ok((rows, Some(bucket)));
+        }
     }
-    Ok(rows)
+    Ok((rows, None))
 }
 
 pub(super) const OWED_OLD: &str = "SELECT hook, seq, sub, key, tries, shape FROM owed

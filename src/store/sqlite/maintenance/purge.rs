@@ -9,10 +9,7 @@
 use rusqlite::{OptionalExtension, Result};
 
 use super::{
-    super::{
-        effects::{BUCKET_SHIFT, STEP_ROWS_MAX, Step},
-        rows::seq_of,
-    },
+    super::effects::{BUCKET_SHIFT, STEP_ROWS_MAX, Step},
     Turn,
     expiry::{first_owed_bucket, oldest},
     place::{discard, discard_dead},
@@ -197,9 +194,4 @@ fn end_hook(step: &mut Step<'_>, hook: i64) -> Result<()> {
         step.tx.prepare_cached("DELETE FROM tally WHERE hook = ?1")?.execute([hook])?;
     }
     Ok(())
-}
-
-/// The bucket of the next position.
-pub(super) fn newest_bucket(step: &Step<'_>) -> i64 {
-    seq_of(step.next) >> BUCKET_SHIFT
 }

@@ -19,6 +19,9 @@ use crate::{event::StoreTime, store::DiscardReason};
 /// Time from one look at what became of a Replay's Deliveries to the next, in
 /// milliseconds.
 pub(super) const LOOK_EVERY_MS: i64 = 1_000;
+/// After a look over many items the writer rests from looking for so many times
+/// as long as it took.
+const LOOK_REST_FACTOR: i64 = 9;
 /// What the rate of a Replay allows and was not used is kept for so many
 /// milliseconds: after a stop nothing comes in a flood.
 pub(super) const CARRY_MS: i64 = 10_000;
@@ -36,6 +39,8 @@ pub(super) struct Replays {
 #[derive(Clone, Copy, Debug, Default)]
 struct Look {
     next_at: StoreTime,
+    /// When the look began that is under way.
+    begun_at: StoreTime,
     /// Items up to here were looked at.
     seq: i64,
 }
@@ -102,6 +107,9 @@ impl Replays {
         if step.now < look.next_at {
             return Ok(false);
         }
+        if look.seq == 0 {
+            look.begun_at = step.now;
+        }
         let items: Vec<(i64, i64)> = step
             .tx
             .prepare_cached("SELECT seq, state FROM replay_item WHERE scan = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3")?
@@ -127,7 +135,9 @@ impl Replays {
                 .execute((replay.id, done, dead))?;
         }
         if items.len() < STEP_ROWS_MAX {
-            *look = Look { next_at: step.now.plus_ms(LOOK_EVERY_MS), seq: 0 };
+            let took_ms = step.now.0 - look.begun_at.0;
+            let rest_ms = LOOK_EVERY_MS.max(took_ms * LOOK_REST_FACTOR);
+            *look = Look { next_at: step.now.plus_ms(rest_ms), ..Look::default() };
             if replay.state == state::SENDING && !has_items(step, replay.id)? {
                 end(step, replay, state::COMPLETE)?;
                 self.looks.remove(&replay.id);

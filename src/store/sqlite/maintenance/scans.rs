@@ -85,8 +85,9 @@ pub(super) fn fan(step: &mut Step<'_>, pins: &mut Pins, turn: &mut i64) -> Resul
     };
     let mut targets = Vec::new();
     let has_more = step.router.route(pos_of(seq), event.route_key(), HookId(after), STEP_ROWS_MAX, &mut targets);
+    let order_key = event.order_key(targets.iter().any(|target| target.is_ordered));
     for target in &targets {
-        let key = event.order_key(target.is_ordered);
+        let key = order_key.filter(|_| target.is_ordered);
         let row = NewOwed { hook: target.hook.0, seq, sub: target.sub.0, key, shape: None, since: None };
         route(step, pins, &row)?;
         changed(step, row.hook, seq);
@@ -121,13 +122,14 @@ struct Backfill {
 /// A Subscription that is gone ends its backfill; a Webhook that is gone stops
 /// it until a namesake comes or the Webhook is purged.
 pub(super) fn backfill(step: &mut Step<'_>, pins: &mut Pins, turn: &mut i64) -> Result<bool> {
+    let mut is_around = *turn == 0;
     for _ in 0..STEP_ROWS_MAX {
         let Some(scan) = next_backfill(step.tx, *turn)? else {
-            let was_first = *turn == 0;
             *turn = 0;
-            if was_first {
+            if is_around {
                 return Ok(false);
             }
+            is_around = true;
             continue;
         };
         *turn = scan.id;

@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension, Result};
 
 use super::{
-    super::effects::{BUCKET_SHIFT, STEP_ROWS_MAX, Step},
+    super::{
+        accept::DEDUP_BUCKET_MS,
+        effects::{BUCKET_SHIFT, STEP_ROWS_MAX, Step},
+    },
     place::bucket_of_seq,
     retention::milliseconds,
 };
 
 /// How long the record of a Replay is kept, in milliseconds: 90 d.
 pub(super) const REPLAY_KEEP_MS: i64 = 90 * 24 * 3_600_000;
-/// Store time of one bucket of publishers' ids, in milliseconds: 5 min.
-pub(super) const DEDUP_BUCKET_MS: i64 = 300_000;
 
 /// What was removed from buckets, to be subtracted once a step.
 #[derive(Debug, Default)]
