@@ -55,7 +55,7 @@ impl Engine {
             match after {
                 After::Nothing => {}
                 After::Due(at) => hook.next_due = Some(hook.next_due.map_or(at, |due| due.min(at))),
-                After::Again(origin) => hook.reread(pos, origin),
+                After::Again(origin) => self.globals.reread(hook, pos, origin),
                 After::Parked(key) => {
                     if let Some(keys) = hook.keys.as_mut() {
                         keys.parked(key);
@@ -64,9 +64,7 @@ impl Engine {
             }
             if let Some(at) = hook.seen_again.iter().position(|seen| *seen == pos) {
                 hook.seen_again.swap_remove(at);
-                let freed = hook.unload_queue(pos);
-                hook.set_back(pos);
-                self.globals.free(freed);
+                self.globals.read_again(hook, pos);
             }
             self.globals.settle(hook, now);
             self.drop_if_removed(id);
@@ -82,7 +80,7 @@ impl Globals {
             Verdict::Held(_) => {
                 // Nothing was sent: nothing to record, the row is where it was.
                 self.key_goes_back(hook, &row, flight.origin);
-                hook.reread(row.pos, flight.origin);
+                self.reread(hook, row.pos, flight.origin);
                 return;
             }
             Verdict::Gone => true,
@@ -222,11 +220,6 @@ impl Globals {
         }
         hook.recording.push_back((row.pos, after));
         self.outcomes.push(Outcome { hook: hook.id, pos: row.pos, tries: row.tries, attempt, next });
-    }
-
-    /// Owed for longer than `maxAge`.
-    pub(super) fn expire(&mut self, hook: &mut Hook, row: OwedRow) {
-        self.give_up(hook, row, DeadReason::Expired);
     }
 
     /// Puts the next row of a source aside if its key is taken or blocked.

@@ -185,13 +185,7 @@ impl Engine {
             News::Changed { hook: id, from } => {
                 let before = Pos(from.0.saturating_sub(1));
                 let hook = self.hooks.entry(id).or_insert_with(|| Hook::unknown(id, before));
-                if hook.keys.is_some() {
-                    self.globals.unload(hook);
-                } else {
-                    let freed = hook.unload_queue(from);
-                    self.globals.free(freed);
-                }
-                hook.set_back(from);
+                self.globals.read_again(hook, from);
                 hook.probe_not_before = None;
                 self.globals.settle(hook, now);
             }
@@ -399,18 +393,14 @@ impl Globals {
         hook.at_once().min((free / FREE_SHARE).max(1))
     }
 
-    /// Starts an attempt, or gives the Delivery up if it has been owed for too
-    /// long.
+    /// Starts an attempt. What has been owed for too long is the store's matter:
+    /// it alone knows since when a replayed Delivery is owed.
     pub(super) fn start(&mut self, hook: &mut Hook, item: Item, is_probe: bool, now: Now) {
         let Item { row, event, origin, .. } = item;
         let (Some(event), Some(webhook)) = (event, hook.webhook.clone()) else {
-            hook.reread(row.pos, origin);
+            self.reread(hook, row.pos, origin);
             return;
         };
-        if now.store >= plus(event.at, hook.settings.max_age) {
-            self.expire(hook, row);
-            return;
-        }
         if row.tries == 0 && !is_probe {
             let waited = f64::from(u32::try_from(now.store.0 - event.at.0).unwrap_or_default());
             self.metrics.first_attempt_seconds.observe(waited / 1_000.0);
@@ -431,6 +421,27 @@ impl Globals {
     pub(super) fn unload(&mut self, hook: &mut Hook) {
         let freed = hook.unload();
         self.free(freed);
+    }
+
+    /// Owed rows from `from` on are read again. What is in memory of them goes:
+    /// it would be there twice.
+    pub(super) fn read_again(&mut self, hook: &mut Hook, from: Pos) {
+        if hook.keys.is_some() {
+            // Rows stand behind their keys as well.
+            self.unload(hook);
+        } else {
+            let freed = hook.unload_queue(from);
+            self.free(freed);
+        }
+        hook.set_back(from);
+    }
+
+    /// A row that was in flight is where it was in the store: read it again.
+    pub(super) fn reread(&mut self, hook: &mut Hook, pos: Pos, origin: Origin) {
+        match origin {
+            Origin::Owed => self.read_again(hook, pos),
+            Origin::Waiting | Origin::Parked => hook.reread(pos, origin),
+        }
     }
 
     pub(super) fn count_in(&mut self, item: &Item) {

@@ -218,9 +218,7 @@ impl Globals {
             hook.is_spilled = false;
         }
         if let Some(pos) = again {
-            let freed = hook.unload_queue(pos);
-            self.free(freed);
-            hook.set_back(pos);
+            self.read_again(hook, pos);
         }
     }
 
