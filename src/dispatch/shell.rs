@@ -53,7 +53,7 @@ enum Ended {
 /// What woke the dispatcher.
 enum Input {
     Command(Option<Command>),
-    News(usize),
+    News,
     Ended(Result<Ended, JoinError>),
     Recorded(bool),
     Notes(Result<(), StoreError>),
@@ -140,7 +140,7 @@ impl Dispatcher {
             result = self.recorded.changed() => Input::Recorded(result.is_ok()),
             Some(ended) = self.tasks.join_next() => Input::Ended(ended),
             command = self.commands.recv() => Input::Command(command),
-            count = self.news.recv_many(batch, NEWS_BATCH), if !self.news.is_done() => Input::News(count),
+            _count = self.news.recv_many(batch, NEWS_BATCH), if !self.news.is_done() => Input::News,
             result = &mut self.notes_done => Input::Notes(result),
             () = tokio::time::sleep(wait) => Input::Timer,
         }
@@ -160,7 +160,7 @@ impl Dispatcher {
             Input::Command(Some(Command::Set(view))) => self.engine.set_hook(*view, now),
             Input::Command(Some(Command::Remove(hook))) => self.engine.remove_hook(hook, now),
             Input::Command(Some(Command::Reload(hook))) => self.engine.reload(hook, now),
-            Input::News(_) => {
+            Input::News => {
                 for news in batch.drain(..) {
                     if let News::Failed(error) = news {
                         return Err(error);
