@@ -16,7 +16,7 @@ mod index;
 mod ingest;
 mod internal_api;
 mod plugin;
-mod table;
 mod store;
+mod table;
 mod tidy;
 mod watch;

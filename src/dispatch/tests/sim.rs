@@ -255,11 +255,6 @@ impl Sim {
         assert_eq!((globals.open_questions, globals.open_bodies, globals.unrecorded.len()), (0, 0, 0));
     }
 
-    /// Positions that were attempted, in order, of a hook.
-    pub(super) fn attempts_of(&self, hook: i64) -> Vec<(i64, Pos)> {
-        self.attempts.iter().filter(|(_, of, _)| *of == HookId(hook)).map(|(at, _, pos)| (*at, *pos)).collect()
-    }
-
     pub(super) fn key_of(&self, pos: Pos) -> Option<OrderKey> {
         self.keys.get(&pos).copied()
     }

@@ -390,7 +390,9 @@ async fn a_full_store_refuses_events_and_still_records_outcomes() {
             Err(refusal) => break refusal,
         }
     };
-    assert_eq!((refusal, store.space("ns-1")), (AcceptError::Full, Space::StoreFull));
+    // What is beyond the backlog's share dies and is evicted meanwhile, so there
+    // may be room again a moment later.
+    assert_eq!(refusal, AcceptError::Full);
     assert!(accepted.len() > 100, "only {} events fit", accepted.len());
     let due = store.store_now().plus_ms(1);
     for tries in 0..20 {

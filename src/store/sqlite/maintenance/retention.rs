@@ -34,6 +34,10 @@ pub(super) const RESWEEP_EVERY_MS: i64 = 3_600_000;
 /// Fullness of the store above which it evicts, in percent of its size. Below
 /// the one at which it takes nothing more.
 pub(super) const EVICT_PERCENT: u64 = 85;
+/// Dead Deliveries that are discarded for want of room before buckets are swept
+/// again for their events: to sweep after each step would go over all buckets for
+/// [`STEP_ROWS_MAX`] Deliveries.
+const EVICT_DEAD_MAX: usize = 16_384;
 /// Owed rows that one step marks at most.
 const MARK_ROWS_MAX: usize = 8_192;
 /// Owed rows of one bucket that are marked at most: with more it is left alone.
@@ -116,6 +120,8 @@ pub(super) struct Retention {
     resweep_at: StoreTime,
     /// Buckets up to here were swept for want of room, in this round.
     forced_upto: Option<i64>,
+    /// Dead Deliveries that were discarded for want of room since.
+    evicted: usize,
 }
 
 impl Retention {
@@ -146,9 +152,16 @@ impl Retention {
             pins.begin(bucket);
             return Ok(Turn::Worked);
         }
-        if is_needed(step, Cause::Full)? && evict_dead(step)? {
-            self.forced_upto = None;
-            return Ok(Turn::Worked);
+        if is_needed(step, Cause::Full)? {
+            let has_evicted = evict_dead(step)?;
+            self.evicted += if has_evicted { STEP_ROWS_MAX } else { 0 };
+            if self.evicted >= EVICT_DEAD_MAX || (self.evicted > 0 && !has_evicted) {
+                (self.evicted, self.forced_upto) = (0, None);
+                return Ok(Turn::Worked);
+            }
+            if has_evicted {
+                return Ok(Turn::Worked);
+            }
         }
         self.next_at = step.now.plus_ms(RETENTION_EVERY_MS);
         self.forced_upto = None;

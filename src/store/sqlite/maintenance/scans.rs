@@ -4,7 +4,7 @@
 //! an event waits for its fan-out nobody else writes Deliveries of it: backfills
 //! stop before it and Replays wait. So the fan-out needs no look at attempts.
 
-use rusqlite::{Connection, OptionalExtension, Result, Row};
+use rusqlite::{Connection, OptionalExtension, Result, Row, types::ValueRef};
 
 use super::{
     super::{
@@ -40,9 +40,9 @@ impl Routed {
             ns: row.get(1)?,
             wall: row.get(2)?,
             uid: row.get(3)?,
-            event_type: row.get(4)?,
-            source: row.get(5)?,
-            head: row.get(6)?,
+            event_type: text(row, 4)?.unwrap_or_default(),
+            source: text(row, 5)?.unwrap_or_default(),
+            head: text(row, 6)?,
         })
     }
 
@@ -72,6 +72,16 @@ impl Routed {
         let head: serde_json::Value = serde_json::from_str(head).ok()?;
         head.get("key")?.as_str().map(|key| order_key(key).0)
     }
+}
+
+/// A text of a row that may be damaged on disk. It must not end the store, nor may
+/// its row be left out, since rows are counted: what is owed for it is found to be
+/// corrupt when it is read to be sent.
+fn text(row: &Row<'_>, index: usize) -> Result<Option<String>> {
+    Ok(match row.get_ref(index)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => None,
+    })
 }
 
 /// One step of the first fan-out behind `turn`, which becomes its number. False
