@@ -8,6 +8,7 @@
 //! keeps a fresh object from being taken for ready (see [`crds`]).
 
 #![allow(unreachable_pub, reason = "the KubeSchema derive repeats each type inside a function body")]
+#![allow(clippy::duplicated_attributes, reason = "printer columns have attributes of the same names")]
 
 pub mod condition;
 pub mod crds;

@@ -46,7 +46,8 @@ impl Engine {
 
     /// Everything up to this ticket is durable.
     pub(super) fn recorded(&mut self, ticket: RecordTicket, now: Now) {
-        while let Some((_, id)) = self.globals.unrecorded.pop_front_if(|(handed, _)| *handed <= ticket) {
+        while let Some((_, id)) = self.globals.unrecorded.front().copied().filter(|(handed, _)| *handed <= ticket) {
+            self.globals.unrecorded.pop_front();
             let Some(hook) = self.hooks.get_mut(&id) else { continue };
             let Some((pos, after)) = hook.recording.pop_front() else { continue };
             if hook.asking.is_some() {

@@ -98,7 +98,7 @@ pub(super) struct Writer {
 /// What is sent when a transaction is durable.
 #[derive(Default)]
 struct Answers {
-    batches: Vec<(oneshot::Sender<std::result::Result<Vec<Accepted>, AcceptError>>, BatchResult)>,
+    batches: Vec<(oneshot::Sender<BatchResult>, BatchResult)>,
     others: Vec<Box<dyn FnOnce()>>,
 }
 
@@ -324,7 +324,8 @@ impl Writer {
             }
             Command::Note(hook, note, reply) => {
                 register::note(&self.db, hook, &note)?;
-                return Ok(answers.later(reply, ()));
+                answers.later(reply, ());
+                return Ok(());
             }
             Command::Replay(order, reply) => {
                 let run = maintenance::replay(&mut self.step(now, effects), &order)?;

@@ -1,5 +1,12 @@
 //! What every store must do: a suite of cases that runs on the model and on each
 //! engine, and a test of random commands that compares an engine with the model.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::incompatible_msrv,
+    clippy::type_complexity,
+    unused_mut,
+    reason = "a model in a test, built by the toolchain of the repository"
+)]
 
 mod cases;
 pub mod clock;
