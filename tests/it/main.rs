@@ -16,7 +16,6 @@ mod index;
 mod ingest;
 mod internal_api;
 mod plugin;
-mod store;
 mod table;
 mod tidy;
 mod watch;
