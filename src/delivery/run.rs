@@ -167,7 +167,7 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
 
     serving.not_ready("starting");
     let base = Base {
-        client: client.clone(),
+        client,
         index,
         instance,
         pool,
@@ -180,14 +180,10 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
         ingest_metrics,
         serving,
         tls,
-        shutdown: shutdown.clone(),
+        shutdown,
         arguments,
     };
-    let ended = match store_folder::open(&base.arguments, &client, &store, &routed, &shutdown).await {
-        Ok(Some(open)) => base.deliver(open, internal, publishers).await.map_err(RunError::Store),
-        Ok(None) => Ok(()),
-        Err(error) => Err(RunError::Open(error)),
-    };
+    let ended = base.open_and_deliver(&store, &routed, internal, publishers).await;
     health_end.cancel();
     // A panic there would be in the log; nothing is left to do about it.
     health_server.await.ok();
@@ -195,6 +191,20 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
 }
 
 impl Base {
+    /// Opens the store and works on it until the shutdown.
+    async fn open_and_deliver(
+        self,
+        store: &ComponentHealth,
+        routed: &Gauge,
+        internal: TcpListener,
+        publishers: TcpListener,
+    ) -> Result<(), RunError> {
+        match store_folder::open(&self.arguments, &self.client, store, routed, &self.shutdown).await? {
+            Some(open) => Ok(self.deliver(open, internal, publishers).await?),
+            None => Ok(()),
+        }
+    }
+
     async fn deliver(self, open: OpenStore, internal: TcpListener, publishers: TcpListener) -> Result<(), StoreError> {
         let OpenStore { store, news } = open;
         let store_id = store.store_id().to_owned();

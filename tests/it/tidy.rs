@@ -190,7 +190,8 @@ fn files_and_functions_keep_to_the_size_budget() {
     for source in sources() {
         let walker = walk(&source);
         let lines = source.text.lines().count() - walker.test_lines;
-        if lines > FILE_LINES_MAX {
+        let is_test = source.module.ends_with("::tests") || source.module.contains("::tests::");
+        if lines > FILE_LINES_MAX && !is_test {
             wrong.push(format!("{}: {lines} lines without tests, at most {FILE_LINES_MAX}", source.path.display()));
         }
         for (name, lines) in walker.long_functions {
