@@ -10,12 +10,17 @@ mod egress;
 mod examples;
 mod fake_api;
 mod fake_ingest;
+#[path = "../faults/kit/mod.rs"]
+mod faults_kit;
 mod feed;
 mod inbox;
 mod index;
 mod ingest;
 mod internal_api;
 mod plugin;
+mod store;
+mod store_command;
+mod store_faults;
 mod table;
 mod tidy;
 mod watch;
