@@ -56,7 +56,7 @@ pub(super) struct Shared {
     pub(super) recorded: watch::Sender<RecordTicket>,
     /// The write-ahead log is too long to accept more.
     pub(super) is_behind: AtomicBool,
-    /// The next commit fails as if the disk did.
+    /// The next commit that somebody waits for fails as if the disk did.
     #[cfg(test)]
     pub(super) breaks: AtomicBool,
 }
@@ -211,8 +211,12 @@ impl Writer {
         let mut effects = Effects::default();
         let mut answers = Answers::default();
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        #[cfg(test)]
+        let is_awaited = work.is_awaited();
         let entry = self.fill(work, now, &mut effects, &mut answers)?;
-        self.commit()?;
+        #[cfg(test)]
+        self.broken_by_test(is_awaited)?;
+        self.db.prepare_cached("COMMIT")?.execute([])?;
         self.ledger.committed(&effects.deltas, entry);
         self.room.free(&effects.freed);
         self.room.committed(&self.db)?;
@@ -223,15 +227,14 @@ impl Writer {
         Ok(())
     }
 
-    fn commit(&self) -> Result<()> {
-        #[cfg(test)]
-        if self.shared.breaks.load(Ordering::Relaxed) {
-            return Err(rusqlite::Error::SqliteFailure(
-                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC),
-                None,
-            ));
+    /// Fails the commits that somebody waits for, and not those of maintenance
+    /// beside them, whose time is not the test's.
+    #[cfg(test)]
+    fn broken_by_test(&self, is_awaited: bool) -> Result<()> {
+        if is_awaited && self.shared.breaks.load(Ordering::Relaxed) {
+            let failure = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
+            return Err(rusqlite::Error::SqliteFailure(failure, None));
         }
-        self.db.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
     }
 
