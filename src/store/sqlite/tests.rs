@@ -390,7 +390,9 @@ async fn a_full_store_refuses_events_and_still_records_outcomes() {
             Err(refusal) => break refusal,
         }
     };
-    assert_eq!((refusal, store.space("ns-1")), (AcceptError::Full, Space::StoreFull));
+    // What is beyond the backlog's share dies and is evicted meanwhile, so there
+    // may be room again a moment later.
+    assert_eq!(refusal, AcceptError::Full);
     assert!(accepted.len() > 100, "only {} events fit", accepted.len());
     let due = store.store_now().plus_ms(1);
     for tries in 0..20 {
@@ -573,6 +575,18 @@ async fn more_than_the_queue_holds_is_refused_as_busy() {
     let big = vec![event(&"x".repeat(WAITING_BYTES_MAX / 8)); 9];
     assert!(matches!(store.accept(big).await, Err(AcceptError::Busy { .. })));
     accept(&store, event("1")).await;
+}
+
+#[tokio::test]
+async fn the_write_ahead_log_begins_anew_under_load() {
+    let place = Place::new();
+    let (store, _news) = place.open();
+    let data = "x".repeat(1 << 20);
+    for _ in 0..160 {
+        accept(&store, event(&data)).await;
+    }
+    let log_bytes = std::fs::metadata(place.path().join("store.db-wal")).unwrap().len();
+    assert!(log_bytes < 120 << 20, "{log_bytes} bytes");
 }
 
 #[tokio::test]
