@@ -69,8 +69,8 @@ async fn a_namespace_that_is_gone_leaves_nothing_but_the_count() {
     let events = accept_all(&store, (0..700).map(|n: i32| event(&n.to_string())).collect()).await;
     let done = outcome(hook, events[0], 0, Next::Done);
     record(&store, vec![done, outcome(hook, events[1], 0, in_a_day(&store)), dead(hook, events[2])]).await;
-    pass(&place, 10_000);
     register_all(&store, vec![Register::NamespaceGone { uid: "ns-1".into() }]).await;
+    pass(&place, 10_000);
     until(&store, "the events are gone", async || store.totals().await.unwrap().events == 1).await;
     settle(&store).await;
     pass(&place, 20_000);
