@@ -4,17 +4,19 @@
 //! the log begin anew (RESTART).
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
+    time::Duration,
 };
 
 use rusqlite::{Connection, Result};
 
-use super::open::{Database, PAGE_BYTES};
+use super::open::PAGE_BYTES;
 
 /// Bytes of the log at which nothing more is accepted.
 pub const WAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -27,13 +29,21 @@ const RESTART_LEFT_MAX: u64 = 2 * PASSIVE_PAGES;
 /// Pages of the log at which the writer copies all there is.
 const FORCE_PAGES: u64 = WAL_BYTES_MAX / PAGE_BYTES / 2;
 
+/// How long the writer waits for readers to let go of a log that is far too
+/// long. Reads end within this time.
+const READERS_WAIT: Duration = Duration::from_millis(250);
+/// How long it waits for a lock otherwise: only a tool beside it holds one.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
 /// What is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Log {
+struct Log {
     /// Pages in it.
     pages: u64,
     /// Of them: not yet in the database.
     left: u64,
+    /// A checkpoint did less than it was asked for, because of readers.
+    is_held: bool,
 }
 
 impl Log {
@@ -41,7 +51,7 @@ impl Log {
         db.prepare_cached(sql)?.query_row([], |row| {
             let number = |index| Ok::<_, rusqlite::Error>(u64::try_from(row.get::<_, i64>(index)?).unwrap_or_default());
             let (pages, copied) = (number(1)?, number(2)?);
-            Ok(Self { pages, left: pages.saturating_sub(copied) })
+            Ok(Self { pages, left: pages.saturating_sub(copied), is_held: row.get(0)? })
         })
     }
 }
@@ -50,6 +60,8 @@ impl Log {
 pub(super) struct Checkpointer {
     ask: SyncSender<()>,
     state: Arc<State>,
+    /// After a restart that readers prevented: pages at which it is tried again.
+    again_at: u64,
 }
 
 #[derive(Default)]
@@ -59,22 +71,18 @@ struct State {
 }
 
 impl Checkpointer {
-    /// Starts the thread; it ends with the value.
-    pub(super) fn start(database: &Database) -> Result<Self> {
-        let db = database.writer()?;
+    /// Starts the thread on a connection of its own; it ends with the value.
+    pub(super) fn start(db: Connection) -> io::Result<Self> {
         let (ask, asked) = sync_channel(1);
         let state = Arc::new(State::default());
         let shared = state.clone();
-        thread::Builder::new()
-            .name("checkpoint".to_owned())
-            .spawn(move || serve(&db, &asked, &shared))
-            .map_err(|_| rusqlite::Error::InvalidQuery)?;
-        Ok(Self { ask, state })
+        thread::Builder::new().name("checkpoint".to_owned()).spawn(move || serve(&db, &asked, &shared))?;
+        Ok(Self { ask, state, again_at: 0 })
     }
 
     /// After each commit, outside a transaction. True if the log is too long to
     /// accept more.
-    pub(super) fn after_commit(&self, db: &Connection) -> Result<bool> {
+    pub(super) fn after_commit(&mut self, db: &Connection) -> Result<bool> {
         if self.state.has_failed.load(Ordering::Acquire) {
             return Err(rusqlite::Error::SqliteFailure(
                 rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR),
@@ -83,7 +91,7 @@ impl Checkpointer {
         }
         let log = Log::run(db, "PRAGMA wal_checkpoint(NOOP)")?;
         let is_running = self.state.is_running.load(Ordering::Acquire);
-        match decide(log, is_running) {
+        match decide(log, is_running, self.again_at) {
             Decision::Nothing => {}
             Decision::Passive => {
                 self.state.is_running.store(true, Ordering::Release);
@@ -92,11 +100,31 @@ impl Checkpointer {
                 }
             }
             Decision::Restart => {
-                Log::run(db, "PRAGMA wal_checkpoint(RESTART)")?;
+                if !restart(db, Duration::ZERO)? {
+                    self.again_at = log.pages + PASSIVE_PAGES;
+                } else {
+                    self.again_at = 0;
+                    return Ok(false);
+                }
+            }
+            Decision::Force => {
+                self.again_at = log.pages + PASSIVE_PAGES;
+                if restart(db, READERS_WAIT)? {
+                    self.again_at = 0;
+                    return Ok(false);
+                }
             }
         }
         Ok(log.pages * PAGE_BYTES >= WAL_BYTES_MAX)
     }
+}
+
+/// Copies what is left and lets the log begin anew; false if readers prevent it.
+fn restart(db: &Connection, readers_wait: Duration) -> Result<bool> {
+    db.busy_timeout(readers_wait)?;
+    let log = Log::run(db, "PRAGMA wal_checkpoint(RESTART)");
+    db.busy_timeout(LOCK_WAIT)?;
+    Ok(!log?.is_held)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,14 +132,18 @@ enum Decision {
     Nothing,
     Passive,
     Restart,
+    /// The same, and wait for readers.
+    Force,
 }
 
 /// Only one checkpoint runs at a time.
-fn decide(log: Log, is_running: bool) -> Decision {
+fn decide(log: Log, is_running: bool, again_at: u64) -> Decision {
     match log {
         _ if is_running => Decision::Nothing,
-        Log { pages, left } if pages >= RESTART_PAGES && left <= RESTART_LEFT_MAX => Decision::Restart,
-        Log { pages, .. } if pages >= FORCE_PAGES => Decision::Restart,
+        Log { pages, .. } if pages >= FORCE_PAGES && pages >= again_at => Decision::Force,
+        Log { pages, left, .. } if pages >= RESTART_PAGES && pages >= again_at && left <= RESTART_LEFT_MAX => {
+            Decision::Restart
+        }
         Log { left, .. } if left >= PASSIVE_PAGES => Decision::Passive,
         Log { .. } => Decision::Nothing,
     }
@@ -135,13 +167,35 @@ mod tests {
     #[test]
     fn the_log_is_copied_in_the_background_and_restarted_when_little_is_left() {
         let check = |pages, left, is_running, expected| {
-            assert_eq!(decide(Log { pages, left }, is_running), expected, "{pages} pages, {left} left");
+            let log = Log { pages, left, is_held: false };
+            assert_eq!(decide(log, is_running, 0), expected, "{pages} pages, {left} left");
         };
         check(PASSIVE_PAGES - 1, PASSIVE_PAGES - 1, false, Decision::Nothing);
         check(PASSIVE_PAGES, PASSIVE_PAGES, false, Decision::Passive);
         check(PASSIVE_PAGES, PASSIVE_PAGES, true, Decision::Nothing);
         check(RESTART_PAGES, RESTART_LEFT_MAX + 1, false, Decision::Passive);
         check(RESTART_PAGES, RESTART_LEFT_MAX, false, Decision::Restart);
-        check(FORCE_PAGES, FORCE_PAGES, false, Decision::Restart);
+        check(FORCE_PAGES, FORCE_PAGES, false, Decision::Force);
+        let held = Log { pages: RESTART_PAGES, left: 0, is_held: true };
+        assert_eq!(decide(held, false, RESTART_PAGES + 1), Decision::Nothing, "not at every commit");
+    }
+
+    #[test]
+    fn a_reader_holds_the_log_up_but_not_the_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = super::super::open::lock(folder.path()).unwrap();
+        let writer = database.writer().unwrap();
+        writer.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+        let reader = database.reader().unwrap();
+        let transaction = reader.unchecked_transaction().unwrap();
+        transaction.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+        writer.execute_batch("INSERT INTO t VALUES (2)").unwrap();
+        let log = Log::run(&writer, "PRAGMA wal_checkpoint(NOOP)").unwrap();
+        assert!(log.pages > 0 && log.left == log.pages, "{log:?}");
+        assert!(!restart(&writer, Duration::ZERO).unwrap());
+        drop(transaction);
+        assert!(restart(&writer, Duration::ZERO).unwrap());
+        writer.execute_batch("INSERT INTO t VALUES (3)").unwrap();
+        assert_eq!(Log::run(&writer, "PRAGMA wal_checkpoint(NOOP)").unwrap().pages, 1);
     }
 }

@@ -103,7 +103,8 @@ impl SqliteStore {
         router.apply(&register::route_changes(register::known(&opened.db).map_err(&fail)?));
         let refills = Readers::open(&opened.database).map_err(&fail)?;
         let questions = Readers::open(&opened.database).map_err(&fail)?;
-        let checkpointer = Checkpointer::start(&opened.database).map_err(&fail)?;
+        let io_fail = |source| OpenError::Io { folder: config.folder.clone(), source };
+        let checkpointer = Checkpointer::start(opened.database.writer().map_err(&fail)?).map_err(io_fail)?;
         let store_id = Arc::from(opened.store_id);
         let epochs = Arc::new(opened.epochs);
         let Loaded { ledger, room, usage, dedup_buckets, first_buckets } = loaded;
@@ -142,16 +143,8 @@ impl SqliteStore {
             is_full_sync: true,
         };
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());
-        let thread = thread.map_err(|source| OpenError::Io { folder: config.folder.clone(), source })?;
-        Ok(Arc::new(Self {
-            shared,
-            store_id,
-            epochs,
-            refills,
-            questions,
-            thread: Some(thread),
-            _database: opened.database,
-        }))
+        let thread = Some(thread.map_err(io_fail)?);
+        Ok(Arc::new(Self { shared, store_id, epochs, refills, questions, thread, _database: opened.database }))
     }
 
     /// The random id of this store, given at its birth.

@@ -173,7 +173,9 @@ impl Room {
         self.used = u64::try_from(pages).unwrap_or_default() * PAGE_BYTES;
         self.taken = 0;
         self.usage.used.store(self.used, Ordering::Relaxed);
-        for ns in std::mem::take(&mut self.changed) {
+        self.changed.sort_unstable();
+        self.changed.dedup();
+        for ns in self.changed.drain(..) {
             if let Some((uid, bytes)) = self.namespaces.get(&ns) {
                 self.usage.publish(uid, *bytes);
             }
@@ -190,4 +192,65 @@ impl Room {
 
 fn margin(size_bytes: u64) -> u64 {
     (size_bytes / MARGIN_PART).min(MARGIN_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(size_bytes: u64, namespace_bytes: Option<u64>, used: u64) -> Room {
+        let mut room = Room {
+            usage: Arc::new(Usage::default()),
+            size_bytes: 0,
+            events_max: 0,
+            namespace_max: 0,
+            used,
+            taken: 0,
+            namespaces: HashMap::new(),
+            changed: Vec::new(),
+        };
+        let db = Connection::open_in_memory().unwrap();
+        room.configure(&db, &StoreLimits { size_bytes, namespace_bytes, ..StoreLimits::default() }).unwrap();
+        room.usage.used.store(used, Ordering::Relaxed);
+        room
+    }
+
+    const MIB: u64 = 1024 * 1024;
+
+    #[test]
+    fn events_fit_up_to_the_margin_and_history_gives_way_before_outcomes_do() {
+        let check = |used, fits, expected| {
+            let mut room = room(800 * MIB, None, used);
+            assert_eq!(room.history(), expected, "history with {used} bytes used");
+            assert_eq!(room.usage.space("a") == Space::Free, fits, "space with {used} bytes used");
+            assert_eq!(room.take(1, &"a".into(), 0), fits, "{used} bytes used");
+        };
+        check(0, true, History::Full);
+        check(700 * MIB - EVENT_DISK_BYTES, true, History::Full);
+        check(700 * MIB - EVENT_DISK_BYTES + 1, false, History::Full);
+        check(750 * MIB, false, History::Full);
+        check(750 * MIB + 1, false, History::NoDetail);
+        check(775 * MIB + 1, false, History::Nothing);
+        check(900 * MIB, false, History::Nothing);
+    }
+
+    #[test]
+    fn a_namespace_at_its_limit_is_refused_and_another_is_not() {
+        let mut room = room(800 * MIB, Some(1_000), 0);
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        assert!(room.take(1, &a, 600));
+        assert!(!room.take(1, &a, 401));
+        assert!(room.take(1, &a, 400));
+        assert!(room.take(2, &b, 1_000));
+        room.give_back(1, 400);
+        assert!(room.take(1, &a, 400));
+        let db = Connection::open_in_memory().unwrap();
+        room.committed(&db).unwrap();
+        assert_eq!((room.usage.space("a"), room.usage.space("c")), (Space::NamespaceFull, Space::Free));
+        room.free(&[(1, 1)]);
+        room.committed(&db).unwrap();
+        assert_eq!(room.usage.space("a"), Space::Free);
+        room.forget("b");
+        assert_eq!(room.usage.space("b"), Space::Free);
+    }
 }

@@ -22,26 +22,26 @@ use crate::{
     },
 };
 
-const DAY_MS: i64 = 24 * 3_600_000;
-const BEGIN_MS: i64 = 1_795_000_000_000;
+pub(super) const DAY_MS: i64 = 24 * 3_600_000;
+pub(super) const BEGIN_MS: i64 = 1_795_000_000_000;
 
 /// Clocks that stand still until they are told to move.
-struct ManualClock {
+pub(super) struct ManualClock {
     wall_ms: AtomicI64,
     monotonic: Mutex<Instant>,
 }
 
 impl ManualClock {
-    fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { wall_ms: AtomicI64::new(BEGIN_MS), monotonic: Mutex::new(clock::monotonic()) })
     }
 
-    fn pass_ms(&self, ms: u64) {
+    pub(super) fn pass_ms(&self, ms: u64) {
         *self.monotonic.lock().unwrap() += Duration::from_millis(ms);
         self.jump_ms(ms.cast_signed());
     }
 
-    fn jump_ms(&self, ms: i64) {
+    pub(super) fn jump_ms(&self, ms: i64) {
         self.wall_ms.fetch_add(ms, Ordering::Relaxed);
     }
 }
@@ -58,7 +58,7 @@ impl Clock for ManualClock {
 
 /// Every Subscription wants every event of its namespace.
 #[derive(Default)]
-struct Everything {
+pub(super) struct Everything {
     hooks: HashMap<HookId, HookDefinition>,
     subs: HashMap<SubId, (HookId, Pos)>,
 }
@@ -96,22 +96,22 @@ impl Router for Everything {
     }
 }
 
-struct Place {
-    folder: tempfile::TempDir,
-    clock: Arc<ManualClock>,
-    limits: StoreLimits,
+pub(super) struct Place {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) clock: Arc<ManualClock>,
+    pub(super) limits: StoreLimits,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), clock: ManualClock::new(), limits: StoreLimits::default() }
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    fn config(&self) -> SqliteConfig {
+    pub(super) fn config(&self) -> SqliteConfig {
         SqliteConfig {
             folder: self.path().to_owned(),
             pool: "default".to_owned(),
@@ -122,26 +122,26 @@ impl Place {
         }
     }
 
-    fn open(&self) -> (Arc<SqliteStore>, NewsReceiver) {
+    pub(super) fn open(&self) -> (Arc<SqliteStore>, NewsReceiver) {
         self.open_with(self.config()).unwrap()
     }
 
-    fn open_with(&self, config: SqliteConfig) -> Result<(Arc<SqliteStore>, NewsReceiver), OpenError> {
+    pub(super) fn open_with(&self, config: SqliteConfig) -> Result<(Arc<SqliteStore>, NewsReceiver), OpenError> {
         let (sender, receiver) = news_channel();
         Ok((SqliteStore::open(config, Box::new(Everything::default()), sender)?, receiver))
     }
 
-    fn refusal(&self, config: SqliteConfig) -> OpenError {
+    pub(super) fn refusal(&self, config: SqliteConfig) -> OpenError {
         self.open_with(config).map(|_| ()).unwrap_err()
     }
 
     /// The database, while the store is closed.
-    fn database(&self) -> Connection {
+    pub(super) fn database(&self) -> Connection {
         Connection::open(self.path().join("store.db")).unwrap()
     }
 }
 
-fn hook(name: &str, is_ordered: bool) -> HookDefinition {
+pub(super) fn hook(name: &str, is_ordered: bool) -> HookDefinition {
     HookDefinition {
         namespace: "shop".into(),
         namespace_uid: "ns-1".into(),
@@ -153,7 +153,7 @@ fn hook(name: &str, is_ordered: bool) -> HookDefinition {
     }
 }
 
-fn sub(webhook: &str, name: &str) -> SubDefinition {
+pub(super) fn sub(webhook: &str, name: &str) -> SubDefinition {
     SubDefinition {
         namespace_uid: "ns-1".into(),
         webhook: webhook.into(),
@@ -165,7 +165,7 @@ fn sub(webhook: &str, name: &str) -> SubDefinition {
     }
 }
 
-fn event(data: &str) -> NewEvent {
+pub(super) fn event(data: &str) -> NewEvent {
     let head = EventHead { event_type: "order.paid".into(), source: "/shop".into(), ..EventHead::default() };
     NewEvent {
         namespace: "shop".into(),
@@ -175,27 +175,27 @@ fn event(data: &str) -> NewEvent {
     }
 }
 
-fn given(id: &str, data: &str) -> NewEvent {
+pub(super) fn given(id: &str, data: &str) -> NewEvent {
     let mut event = event(data);
     event.head.given_id = Some(id.into());
     event
 }
 
-async fn register(store: &SqliteStore, name: &str, is_ordered: bool) -> HookId {
+pub(super) async fn register(store: &SqliteStore, name: &str, is_ordered: bool) -> HookId {
     let changes = vec![Register::Hook(hook(name, is_ordered)), Register::Sub(sub(name, name))];
     let registered = store.register(changes).await.unwrap();
     let [Registered::Hook(id), Registered::Sub { .. }] = registered[..] else { panic!("{registered:?}") };
     id
 }
 
-async fn accept(store: &SqliteStore, event: NewEvent) -> EventId {
+pub(super) async fn accept(store: &SqliteStore, event: NewEvent) -> EventId {
     match store.accept(vec![event]).await.unwrap()[..] {
         [Accepted::New(id)] => id,
         ref other => panic!("{other:?}"),
     }
 }
 
-fn outcome(hook: HookId, pos: Pos, tries: u16, next: Next) -> Outcome {
+pub(super) fn outcome(hook: HookId, pos: Pos, tries: u16, next: Next) -> Outcome {
     let attempt = Attempt {
         at: Timestamp::from_millisecond(BEGIN_MS).unwrap(),
         duration_ms: 12,
@@ -207,17 +207,17 @@ fn outcome(hook: HookId, pos: Pos, tries: u16, next: Next) -> Outcome {
     Outcome { hook, pos, tries, attempt: Some(attempt), next }
 }
 
-async fn record(store: &SqliteStore, outcomes: Vec<Outcome>) {
+pub(super) async fn record(store: &SqliteStore, outcomes: Vec<Outcome>) {
     let ticket = store.record(outcomes);
     store.recorded().wait_for(|recorded| *recorded >= ticket).await.unwrap();
 }
 
-async fn tally(store: &SqliteStore, hook: HookId) -> Tally {
+pub(super) async fn tally(store: &SqliteStore, hook: HookId) -> Tally {
     let page = store.tallies(TallyRevision::default(), usize::MAX).await.unwrap();
     page.tallies.into_iter().find(|tally| tally.hook == hook).unwrap_or_default()
 }
 
-async fn check_totals(store: &SqliteStore) -> Totals {
+pub(super) async fn check_totals(store: &SqliteStore) -> Totals {
     let totals = store.totals().await.unwrap();
     let discarded: u64 = totals.discarded.iter().sum();
     assert_eq!(totals.routed, totals.delivered + totals.dead + totals.pending + discarded, "{totals:?}");
@@ -575,6 +575,18 @@ async fn more_than_the_queue_holds_is_refused_as_busy() {
     let big = vec![event(&"x".repeat(WAITING_BYTES_MAX / 8)); 9];
     assert!(matches!(store.accept(big).await, Err(AcceptError::Busy { .. })));
     accept(&store, event("1")).await;
+}
+
+#[tokio::test]
+async fn the_write_ahead_log_begins_anew_under_load() {
+    let place = Place::new();
+    let (store, _news) = place.open();
+    let data = "x".repeat(1 << 20);
+    for _ in 0..160 {
+        accept(&store, event(&data)).await;
+    }
+    let log_bytes = std::fs::metadata(place.path().join("store.db-wal")).unwrap().len();
+    assert!(log_bytes < 120 << 20, "{log_bytes} bytes");
 }
 
 #[tokio::test]

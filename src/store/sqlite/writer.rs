@@ -44,6 +44,8 @@ use crate::{
 
 /// How long the writer sleeps at most: tests drive the clock, machines sleep.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// How long it sleeps at most while the write-ahead log is too long.
+const BEHIND_SLEEP: Duration = Duration::from_millis(50);
 /// Store time between two looks of maintenance at most, in milliseconds.
 const MAINTENANCE_EVERY_MS: i64 = 60_000;
 
@@ -152,7 +154,8 @@ impl Writer {
     fn patience(&self) -> Duration {
         let due = self.ledger.due().map_or(self.due, |due| due.min(self.due));
         let left_ms = due.0.saturating_sub(self.shared.clock.now().0);
-        Duration::from_millis(u64::try_from(left_ms).unwrap_or_default()).min(SLEEP_MAX)
+        let most = if self.shared.is_behind.load(Ordering::Relaxed) { BEHIND_SLEEP } else { SLEEP_MAX };
+        Duration::from_millis(u64::try_from(left_ms).unwrap_or_default()).min(most)
     }
 
     fn fail(&self, error: &rusqlite::Error, close: Option<Reply<()>>) {
@@ -187,14 +190,21 @@ impl Writer {
         if !work.outcomes.is_empty() || work.is_awaited() || has_upkeep || is_last {
             self.sync_mode(work.is_awaited() || is_last)?;
             self.transaction(work, now)?;
-            let is_behind = self.checkpointer.after_commit(&self.db)?;
-            self.shared.is_behind.store(is_behind, Ordering::Relaxed);
+            self.look_at_log()?;
+        } else if self.shared.is_behind.load(Ordering::Relaxed) {
+            self.look_at_log()?;
         }
         self.shared.recorded.send_if_modified(|recorded| {
             let is_later = *recorded < ticket;
             *recorded = ticket.max(*recorded);
             is_later
         });
+        Ok(())
+    }
+
+    fn look_at_log(&mut self) -> Result<()> {
+        let is_behind = self.checkpointer.after_commit(&self.db)?;
+        self.shared.is_behind.store(is_behind, Ordering::Relaxed);
         Ok(())
     }
 
@@ -211,12 +221,8 @@ impl Writer {
         let mut effects = Effects::default();
         let mut answers = Answers::default();
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        #[cfg(test)]
-        let is_awaited = work.is_awaited();
         let entry = self.fill(work, now, &mut effects, &mut answers)?;
-        #[cfg(test)]
-        self.broken_by_test(is_awaited)?;
-        self.db.prepare_cached("COMMIT")?.execute([])?;
+        self.commit()?;
         self.ledger.committed(&effects.deltas, entry);
         self.room.free(&effects.freed);
         self.room.committed(&self.db)?;
@@ -227,14 +233,15 @@ impl Writer {
         Ok(())
     }
 
-    /// Fails the commits that somebody waits for, and not those of maintenance
-    /// beside them, whose time is not the test's.
-    #[cfg(test)]
-    fn broken_by_test(&self, is_awaited: bool) -> Result<()> {
-        if is_awaited && self.shared.breaks.load(Ordering::Relaxed) {
-            let failure = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
-            return Err(rusqlite::Error::SqliteFailure(failure, None));
+    fn commit(&self) -> Result<()> {
+        #[cfg(test)]
+        if self.is_full_sync && self.shared.breaks.load(Ordering::Relaxed) {
+            return Err(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC),
+                None,
+            ));
         }
+        self.db.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
     }
 

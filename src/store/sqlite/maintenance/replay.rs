@@ -229,8 +229,8 @@ impl Running {
 }
 
 pub(super) const NEXT_REPLAY: &str =
-    "SELECT s.id, s.hook, h.ns, h.ordered, s.cursor, s.last, s.state, s.opened, s.paced, s.begun, s.document
-     FROM scan s LEFT JOIN (hook h JOIN ns n ON n.id = h.ns) ON h.id = s.hook AND n.uid = s.ns_uid
+    "SELECT s.id, s.hook, n.id, h.ordered, s.cursor, s.last, s.state, s.opened, s.paced, s.begun, s.document
+     FROM scan s LEFT JOIN hook h ON h.id = s.hook LEFT JOIN ns n ON n.id = h.ns AND n.uid = s.ns_uid
      WHERE s.kind = 'replay' AND s.state < 3 AND s.id > ?1 ORDER BY s.id LIMIT 1";
 
 pub(super) const ALL_DEAD: &str = "SELECT seq, at FROM dead
