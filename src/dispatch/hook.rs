@@ -283,6 +283,11 @@ impl Hook {
         }
     }
 
+    /// Rows in the window.
+    pub(super) fn window_len(&self) -> usize {
+        self.queue.len() + self.keys.as_ref().map_or(0, |keys| keys.behind_rows())
+    }
+
     /// Due rows and new ones take turns: true for the due ones.
     pub(super) fn next_source(&self) -> Option<bool> {
         let has_new = !self.queue.is_empty() && !self.is_blocked_by_keys();

@@ -2,10 +2,15 @@
 //! the order of their events.
 //!
 //! A key is *free* (not in the map), *taken* (one is in flight; rows behind it
-//! wait in memory, a few) or *blocked* (one waits for its retry, or rows are
-//! parked in the store). What comes while a key is blocked is parked; when the
-//! one in front is done, the parked ones are read again, in order, until none
-//! is left.
+//! wait in memory and count to the window) or *blocked* (one waits for its retry,
+//! or rows are parked in the store). What comes while a key is blocked is parked;
+//! when the one in front is done, the parked ones are read again, in order, until
+//! none is left.
+//!
+//! What is parked is always older than what is still owed of the same key: so a
+//! row is parked only if the one in front is blocked durably, never because many
+//! wait behind one in flight. A window that one slow key has filled holds up the
+//! other keys of its hook, and no other hook.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,8 +19,6 @@ use crate::{event::Pos, store::OrderKey};
 
 /// Blocked keys of one hook at most; with more, new Deliveries of it wait.
 pub(super) const BLOCKED_KEYS_MAX: usize = 1_024;
-/// Rows of one key that wait in memory; further ones are parked.
-pub(super) const BEHIND_MAX: usize = 16;
 
 /// The keys of a hook.
 #[derive(Debug, Default)]
@@ -25,6 +28,8 @@ pub(super) struct Keys {
     /// There were more than [`BLOCKED_KEYS_MAX`]: unknown ones may be blocked.
     is_truncated: bool,
     states: HashMap<OrderKey, KeyState>,
+    /// Rows in memory behind one in flight.
+    behind_rows: usize,
     /// Keys whose parked rows shall be read.
     drains: VecDeque<OrderKey>,
 }
@@ -78,12 +83,13 @@ impl Keys {
             state.is_taken = true;
             return Turn::Send;
         }
-        if state.behind.len() < BEHIND_MAX { Turn::Behind } else { Turn::Park }
+        Turn::Behind
     }
 
     /// Keeps a row behind the one in flight.
     pub(super) fn keep_behind(&mut self, key: OrderKey, item: Item) {
         self.states.entry(key).or_default().behind.push_back(item);
+        self.behind_rows += 1;
     }
 
     /// A row of this key is being parked.
@@ -107,6 +113,7 @@ impl Keys {
         let state = self.states.get_mut(&key)?;
         let next = state.behind.pop_front();
         state.is_taken = next.is_some();
+        self.behind_rows -= usize::from(next.is_some());
         if next.is_none() {
             self.wish_drain(key);
             self.free_if_idle(key);
@@ -118,6 +125,7 @@ impl Keys {
     pub(super) fn block(&mut self, key: OrderKey) -> VecDeque<Item> {
         let state = self.states.entry(key).or_default();
         (state.is_taken, state.is_waiting) = (false, true);
+        self.behind_rows -= state.behind.len();
         std::mem::take(&mut state.behind)
     }
 
@@ -159,17 +167,26 @@ impl Keys {
         !self.drains.is_empty()
     }
 
-    /// Parked rows of a key, those in memory left out. The first one to send.
-    pub(super) fn take_parked(&mut self, key: OrderKey, rows: impl Iterator<Item = Item>) -> Option<Item> {
+    /// Parked rows of a key, those left out whose outcomes are not durable yet.
+    /// The first one to send. With `is_last` no parked row is left.
+    pub(super) fn take_parked(
+        &mut self,
+        key: OrderKey,
+        rows: impl Iterator<Item = Item>,
+        is_last: bool,
+    ) -> Option<Item> {
         let state = self.states.entry(key).or_default();
+        let before = state.behind.len();
         state.behind.extend(rows);
+        self.behind_rows += state.behind.len() - before;
         if state.is_taken || state.is_waiting {
             return None;
         }
         let first = state.behind.pop_front();
         state.is_taken = first.is_some();
+        self.behind_rows -= usize::from(first.is_some());
         if first.is_none() {
-            state.is_parked = state.parked_since || state.parking > 0;
+            state.is_parked = !is_last || state.parked_since || state.parking > 0;
             self.wish_drain(key);
             self.free_if_idle(key);
         }
@@ -197,6 +214,7 @@ impl Keys {
     pub(super) fn reset(&mut self) -> Vec<Item> {
         self.is_loaded = false;
         self.drains.clear();
+        self.behind_rows = 0;
         let mut behind = Vec::new();
         for state in self.states.values_mut() {
             state.in_drains = false;
@@ -207,6 +225,11 @@ impl Keys {
             state.is_taken || state.parking > 0 || state.dead.is_some()
         });
         behind
+    }
+
+    /// Rows in memory behind one in flight.
+    pub(super) const fn behind_rows(&self) -> usize {
+        self.behind_rows
     }
 
     /// Whether new Deliveries must wait because too many keys are blocked.

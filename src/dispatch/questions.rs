@@ -101,7 +101,7 @@ pub(super) fn wanted(globals: &Globals, hook: &Hook, now: StoreTime) -> Option<W
     if hook.due.is_empty() && hook.next_due.is_some_and(|due| due <= now) {
         return Some(Wanted::Waiting);
     }
-    let has_room = hook.queue.len() <= globals.window_rows() / 4;
+    let has_room = hook.window_len() <= globals.window_rows() / 4;
     (hook.is_spilled && has_room && !hook.is_blocked_by_keys()).then_some(Wanted::Owed)
 }
 
@@ -174,7 +174,7 @@ impl Globals {
             let window = self.window_rows();
             return Some(match wanted(self, hook, now)? {
                 Wanted::Owed => {
-                    let limit = window.saturating_sub(hook.queue.len()).max(1);
+                    let limit = window.saturating_sub(hook.window_len()).max(1);
                     Question::Owed { after: hook.cursor, limit }
                 }
                 Wanted::Waiting => {
@@ -185,7 +185,7 @@ impl Globals {
                 Wanted::Probe => Question::Probe,
                 Wanted::Keys => Question::Keys,
                 Wanted::Parked => match hook.keys.as_mut().and_then(|keys| keys.next_drain()) {
-                    Some(key) => Question::Parked { key, limit: PARKED_ROWS },
+                    Some(key) => Question::Parked { key, limit: PARKED_ROWS + hook.recording.len() },
                     None => continue,
                 },
             });
@@ -223,7 +223,9 @@ impl Globals {
     }
 
     fn take_waiting(&mut self, hook: &mut Hook, page: WaitingPage) {
-        if hook.closed.is_some() {
+        // Keys that were forgotten meanwhile are loaded first: a row that is sent
+        // before that would count as waiting for ever.
+        if hook.closed.is_some() || hook.keys.as_ref().is_some_and(|keys| !keys.is_loaded) {
             hook.next_due = Some(StoreTime(i64::MIN));
             return;
         }
@@ -246,7 +248,7 @@ impl Globals {
         // Keys that were forgotten meanwhile are asked for again.
         let Some(keys) = hook.keys.as_mut().filter(|keys| keys.is_loaded) else { return };
         fresh.iter().for_each(|item| self.count_in(item));
-        if let Some(mut first) = keys.take_parked(key, fresh.into_iter()) {
+        if let Some(mut first) = keys.take_parked(key, fresh.into_iter(), rows.is_empty()) {
             first.has_turn = true;
             hook.due.push_back(first);
         }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 /// Number of a Webhook in a store: (namespace UID, name), whatever its UID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct HookId(pub i64);
@@ -14,6 +16,17 @@ pub struct SubId(pub i64);
 /// sent one after the other, which is only slower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OrderKey(pub i64);
+
+impl OrderKey {
+    /// The ordering key for a publisher's key: the same in every store, so that
+    /// the dispatcher need not read what it was told.
+    pub fn of(key: &str) -> Self {
+        let hash = Sha256::digest(key.as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash[..8]);
+        Self(i64::from_le_bytes(first))
+    }
+}
 
 /// Number of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

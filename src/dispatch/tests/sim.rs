@@ -249,7 +249,8 @@ impl Sim {
 
     /// Nothing is owed, and nothing is left in memory.
     pub(super) fn assert_over(&self) {
-        assert_eq!(self.store.pending(), 0, "{:?} {:?} {:?}", self.store.owed, self.store.retry, self.store.parked);
+        let FakeStore { owed, retry, parked, .. } = &self.store;
+        assert_eq!((owed.len(), retry.len(), parked.len()), (0, 0, 0), "{:?}", parked.keys().next());
         let globals = &self.engine.globals;
         assert_eq!((globals.rows, globals.bytes, globals.flights.len(), globals.suspects), (0, 0, 0, 0));
         assert_eq!((globals.open_questions, globals.open_bodies, globals.unrecorded.len()), (0, 0, 0));

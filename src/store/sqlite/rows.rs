@@ -36,10 +36,7 @@ pub(super) fn bucket_of(pos: Pos) -> i64 {
 
 /// The ordering key for a publisher's key.
 pub(super) fn order_key(key: &str) -> OrderKey {
-    let hash = Sha256::digest(key.as_bytes());
-    let mut first = [0; 8];
-    first.copy_from_slice(&hash[..8]);
-    OrderKey(i64::from_le_bytes(first))
+    OrderKey::of(key)
 }
 
 /// Wall time from milliseconds; what no clock shows becomes 1970.
