@@ -14,6 +14,7 @@ mod inbox;
 mod index;
 mod internal_api;
 mod plugin;
+mod registrar;
 mod table;
 mod tidy;
 mod watch;
