@@ -40,16 +40,20 @@ pub enum Register {
     /// A Webhook exists, by (namespace UID, name). One that was gone takes its
     /// backlog up again.
     Hook(HookDefinition),
-    /// A Subscription exists, by its UID. Its Webhook must be known.
+    /// A Subscription exists, by its UID. Its Webhook must be known, gone or not;
+    /// it may be another one than before.
     Sub(SubDefinition),
-    /// A Webhook is gone. What is owed to it is kept for [`GONE_KEEP`].
+    /// A Webhook is gone. What is owed to it is kept for [`GONE_KEEP`]. Its
+    /// Subscriptions stay known and bring nothing until it comes back.
     HookGone {
         /// UID of the namespace.
         namespace_uid: Arc<str>,
         /// Its name.
         name: Arc<str>,
     },
-    /// A Subscription is gone. What it brought stays owed.
+    /// A Subscription is gone. What it brought stays owed. Not for one that is
+    /// merely not served, because its generation cannot be used or its namespace
+    /// moved to another pool: its document says so, and it stays known.
     SubGone {
         /// Its UID.
         uid: Arc<str>,

@@ -258,13 +258,21 @@ pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
 pub(crate) struct Cluster {
     pub(crate) index: Index,
     namespaces: BTreeMap<u8, bool>,
+    /// Namespaces that were deleted under each name: a new one has another UID.
+    predecessors: BTreeMap<u8, u32>,
     objects: BTreeMap<(u8, u8, u8), i64>,
     generation: i64,
 }
 
 impl Cluster {
     pub(crate) fn new() -> Self {
-        Self { index: Index::new(POOL, "test"), namespaces: BTreeMap::new(), objects: BTreeMap::new(), generation: 0 }
+        Self {
+            index: Index::new(POOL, "test"),
+            namespaces: BTreeMap::new(),
+            predecessors: BTreeMap::new(),
+            objects: BTreeMap::new(),
+            generation: 0,
+        }
     }
 
     pub(crate) fn step(&mut self, step: &Step) {
@@ -274,7 +282,11 @@ impl Cluster {
                 self.apply_namespace(n, ours);
             }
             Step::DeleteNamespace(n) => {
-                self.namespaces.remove(&n);
+                // Its objects went before it, but on another watch.
+                self.objects.retain(|(_, of, _), _| *of != n);
+                if self.namespaces.remove(&n).is_some() {
+                    *self.predecessors.entry(n).or_default() += 1;
+                }
                 self.index.delete_namespace(&format!("n{n}"));
             }
             Step::Object(kind, n, o) => {
@@ -315,7 +327,12 @@ impl Cluster {
 
     fn apply_namespace(&mut self, n: u8, ours: bool) {
         let pool = if ours { None } else { Some("other") };
-        self.index.apply_namespace(&format!("n{n}"), &format!("uid{n}"), pool);
+        let uid = self.namespace_uid(n);
+        self.index.apply_namespace(&format!("n{n}"), &uid, pool);
+    }
+
+    pub(crate) fn namespace_uid(&self, n: u8) -> String {
+        format!("uid{n}-{}", self.predecessors.get(&n).unwrap_or(&0))
     }
 
     fn apply_object(&mut self, kind: u8, n: u8, o: u8, generation: i64) {
@@ -323,7 +340,8 @@ impl Cluster {
         if kind == FeedKind::Webhook as u8 {
             self.index.apply_webhook(&webhook(&namespace, &name, generation));
         } else {
-            let spec = to_webhook(&name, &["*"]);
+            let mut spec = to_webhook(&name, &["*"]);
+            spec["start"] = json!("Now");
             self.index.apply_subscription(&subscription(&namespace, &name, generation, spec));
         }
     }

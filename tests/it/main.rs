@@ -18,6 +18,7 @@ mod index;
 mod ingest;
 mod internal_api;
 mod plugin;
+mod registrar;
 mod store;
 mod store_command;
 mod store_faults;

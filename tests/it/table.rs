@@ -7,7 +7,7 @@ use posthorn::{
     event::Pos,
     routing::{
         index::{
-            EventPattern, Start, SubscriptionEntry,
+            Change, EventPattern, Index, Object, Seen, Start, SubscriptionEntry,
             document::{self, Standing},
         },
         table::RoutingTable,
@@ -15,6 +15,9 @@ use posthorn::{
     store::{From, HookDefinition, HookId, RouteChange, RouteKey, Router, SubDefinition, SubId, Target},
 };
 use proptest::prelude::*;
+use serde_json::json;
+
+use crate::index::{POOL, subscription, webhook_with};
 
 const TYPES: [&str; 8] =
     ["order.paid", "order.paid.late", "order", "orders.paid", "a", "posthorn.test", "order.", "a.b.c.d"];
@@ -293,5 +296,73 @@ fn one_type_among_ten_thousand_webhooks_is_found_without_looking_at_the_others()
         assert!(!table.route(Pos(1), event, HookId(0), 64, &mut targets));
         assert_eq!(targets[0].hook, HookId(id % 10_000 + 1));
         assert_eq!(targets.len(), 1);
+    }
+}
+
+/// Set in the process that measures itself.
+const MEASURES: &str = "POSTHORN_TEST_MEASURES_MEMORY";
+/// Webhooks with a Subscription each.
+const MEASURED: i64 = 10_000;
+/// Index, its feed and routing table, a Webhook and its Subscription together.
+const BYTES_EACH_MAX: u64 = 2_560;
+
+/// What this process has in memory.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    1024 * line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+}
+
+/// Alone in a process: other tests allocate as well.
+#[test]
+fn idle_webhooks_cost_little_memory() {
+    if std::env::var_os(MEASURES).is_some() {
+        measure();
+        return;
+    }
+    let mut own = std::process::Command::new(std::env::current_exe().unwrap());
+    let arguments = ["--exact", "table::idle_webhooks_cost_little_memory", "--nocapture"];
+    let output = own.args(arguments).env(MEASURES, "1").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let bytes: u64 = text.split("bytes each: ").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    assert!((500..=BYTES_EACH_MAX).contains(&bytes), "{bytes} bytes for a Webhook and its Subscription");
+}
+
+fn measure() {
+    let mut index = Index::recorded(POOL, "test");
+    index.apply_namespace("shop", "0b9dd5a9-7ff5-4c3d-8d0c-1f2f3c4d5e6f", None);
+    let mut table = RoutingTable::new();
+    add(&mut index, &mut table, 0);
+    let before = resident_bytes();
+    (1..=MEASURED).for_each(|n| add(&mut index, &mut table, n));
+    let each = (resident_bytes() - before) / MEASURED.unsigned_abs();
+    assert_eq!(index.counts().subscriptions, MEASURED.unsigned_abs() + 1);
+    println!("bytes each: {each} ");
+}
+
+/// A verified Webhook with a Subscription to one type of events, as the
+/// registrar brings it in.
+fn add(index: &mut Index, table: &mut RoutingTable, n: i64) {
+    let (name, uid) = (format!("customer-webhook-{n}"), format!("0b9dd5a9-7ff5-4c3d-8d0c-{n:012}"));
+    let mut webhook =
+        webhook_with("shop", &name, 1, json!({ "url": format!("https://hooks.example.com/in/{n}/events") }));
+    webhook.metadata.uid = Some(uid.clone());
+    let verification = json!({
+        "state": "Verified", "fingerprint": "v1.nBoujX33zLvy0ZLM9ixpnj4japVem-1M7rYCzAMXKsE",
+        "verifiedTime": "2026-11-23T12:00:00Z", "validUntil": "2026-11-27T12:00:00Z",
+    });
+    webhook.status = Some(serde_json::from_value(json!({ "verification": verification })).unwrap());
+    index.apply_webhook(&webhook);
+    let spec = json!({ "webhookRef": { "name": name }, "events": [format!("customer.changed.{n}")] });
+    let mut object = subscription("shop", &name, 1, spec);
+    object.metadata.uid = Some(uid);
+    index.apply_subscription(&object);
+    for change in index.take_changes(9).changes {
+        index.acknowledge(&change);
+        if let Change::Subscription(Object { seen: Seen::Used(entry), .. }) = change {
+            let document = document::of_subscription(&entry, Standing::Served);
+            table.apply(&[hook_change(n + 1, false), sub_change(n + 1, n + 1, "ns-1", 0, &entry, document)]);
+        }
     }
 }

@@ -97,8 +97,8 @@ impl Registrar {
         loop {
             marks.mark_unchanged();
             let Changes { mut changes, is_complete } = self.take();
-            if is_complete && !is_compared {
-                changes.extend(self.index.read(|index| ledger.missing(index)));
+            if is_complete && changes.is_empty() && !is_compared {
+                changes = self.index.read(|index| ledger.missing(index));
                 is_compared = true;
             }
             if self.key.has_changed().unwrap_or(false) {
@@ -107,7 +107,7 @@ impl Registrar {
             }
             let is_idle = changes.is_empty();
             self.record(&mut ledger, changes).await?;
-            if is_complete {
+            if is_complete && is_compared {
                 self.index.update(Index::acknowledge_complete);
             }
             if is_idle {
@@ -217,4 +217,5 @@ fn restore_index(index: &mut Index, known: &Known) {
             tracing::warn!(namespace = %namespace.name, subscription = %name, error, "a Subscription in the store cannot be used until the API server is heard of");
         }
     }
+    index.end_restore();
 }

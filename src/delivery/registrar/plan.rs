@@ -153,6 +153,7 @@ impl Planner<'_> {
             // Remembered without any object: its data has to be purged once.
             self.ledger.namespace_of(uid, name);
         }
+        self.plan.told.push(Change::Namespace { name: Arc::clone(name), home: home.clone() });
     }
 
     /// Subscriptions that may be registered because of this Webhook.

@@ -264,3 +264,91 @@ fn read<T: DeserializeOwned>(text: &str) -> Result<(Head, Option<T>), DocumentEr
     };
     Ok((head, body))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::routing::index::Index;
+
+    fn entries() -> (WebhookEntry, SubscriptionEntry) {
+        let mut index = Index::new("default", "test");
+        index.apply_namespace("shop", "ns", None);
+        let metadata = json!({ "namespace": "shop", "name": "a", "uid": "w", "generation": 3,
+            "annotations": { "posthorn.dev/reload": "7" } });
+        let spec = json!({
+            "url": "https://a.example/in", "dialect": "Improvado", "suspend": true,
+            "verification": { "httpMethod": "GET" },
+            "signing": { "secretRef": { "name": "n", "key": "k" }, "previousSecretRef": { "name": "o", "key": "k" } },
+            "headers": [{ "name": "x-a", "value": "1" }],
+            "headersFrom": [{ "name": "x-b", "secretRef": { "name": "h", "key": "k" } }],
+            "tls": { "caRef": { "name": "ca", "key": "ca.crt" }, "minVersion": "TLS1.3" },
+        });
+        let verification = json!({ "state": "Verified", "fingerprint": "v1.x",
+            "verifiedTime": "2026-11-23T12:00:00Z", "validUntil": "2026-11-27T12:00:00Z" });
+        let webhook = json!({ "apiVersion": "posthorn.dev/v1alpha1", "kind": "Webhook", "metadata": metadata,
+            "spec": spec, "status": { "verification": verification } });
+        index.apply_webhook(&serde_json::from_value(webhook).unwrap());
+        let subscription = json!({ "apiVersion": "posthorn.dev/v1alpha1", "kind": "Subscription",
+            "metadata": { "namespace": "shop", "name": "s", "uid": "s", "generation": 2 },
+            "spec": { "webhookRef": { "name": "a" }, "events": ["a.b", "a.*", "*"], "source": "/shop",
+                "start": "2026-11-23T12:00:00Z", "suspend": true } });
+        index.apply_subscription(&serde_json::from_value(subscription).unwrap());
+        let webhook = index.webhook("shop", "a").unwrap();
+        let (_, super::super::Seen::Used(subscription)) = index.look_subscription("shop", "s") else { panic!() };
+        ((**webhook).clone(), (*subscription).clone())
+    }
+
+    fn back(document: &str) -> Result<Restored<WebhookEntry>, DocumentError> {
+        read_webhook(&"a".into(), &"w".into(), document, &mut Interner::default())
+    }
+
+    fn facts<'a>(name: &'a Arc<str>, webhook: &'a str) -> SubscriptionFacts<'a> {
+        SubscriptionFacts { name, uid: name, created: Timestamp::UNIX_EPOCH, webhook }
+    }
+
+    #[test]
+    fn every_field_comes_back() {
+        let (webhook, subscription) = entries();
+        for standing in [Standing::Served, Standing::Moved("other".into())] {
+            let restored = back(&of_webhook(&webhook, standing.clone())).unwrap();
+            assert_eq!(restored, Restored { standing: standing.clone(), entry: Some(webhook.clone()) });
+            let document = of_subscription(&subscription, standing.clone());
+            let restored = read_subscription(facts(&"s".into(), "a"), &document).unwrap();
+            assert_eq!(restored, Restored { standing, entry: Some(subscription.clone()) });
+        }
+        assert_eq!(back(&of_refused(3)).unwrap(), Restored { standing: Standing::Refused, entry: None });
+    }
+
+    /// What earlier versions wrote must be read for ever.
+    #[test]
+    fn documents_of_this_version_stay_readable() {
+        let document = r#"{"v":1,"generation":1,"endpoint":{"url":"https://a.example/in"},"dialect":"StandardWebhooks","method":"Challenge","verification":{"state":"Pending","fingerprint":null,"verifiedTime":null,"validUntil":null},"settings":{"timeout":{"secs":15,"nanos":0},"retry":{"schedule":[{"secs":60,"nanos":0}]},"jitter":0.1,"rate":null,"concurrency":8,"circuitFailures":20,"maxAge":{"secs":259200,"nanos":0},"deadOn":[],"isOrdered":false,"blocksOnDead":false,"cardsMax":100,"cardTtl":{"secs":604800,"nanos":0}},"sending":{"dialect":"StandardWebhooks","httpMethod":"POST","signing":{"made":{"previous":null}},"headers":[],"headersFrom":[],"tls":null}}"#;
+        let entry = back(document).unwrap().entry.unwrap();
+        assert_eq!(&*of_webhook(&entry, Standing::Served), document);
+        let document = r#"{"v":1,"generation":1,"events":["a.*"],"start":"verification"}"#;
+        let entry = read_subscription(facts(&"s".into(), "a"), document).unwrap().entry.unwrap();
+        assert_eq!(&*of_subscription(&entry, Standing::Served), document);
+    }
+
+    #[test]
+    fn a_newer_format_is_told_from_a_damaged_document_and_neither_is_repeated() {
+        assert_eq!(back(r#"{"v":2,"standing":"asleep"}"#), Err(DocumentError::Version { found: 2 }));
+        let error = back(r#"{"v":1,"generation":1,"endpoint":"hunter2"}"#).unwrap_err();
+        assert!(matches!(error, DocumentError::Malformed { .. }));
+        assert!(!error.to_string().contains("hunter2"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_may_be_a_document(text in ".*", cut in 0..900_usize) {
+            let whole = of_webhook(&entries().0, Standing::Served);
+            let cut: String = whole.chars().take(cut).collect();
+            prop_assert!(back(&text).is_err());
+            prop_assert!(cut.len() >= whole.len() || back(&cut).is_err());
+            prop_assert!(read_subscription(facts(&"s".into(), "a"), &text).is_err());
+        }
+    }
+}

@@ -136,6 +136,12 @@ impl Journal {
         }
     }
 
+    /// A namespace is acknowledged behind its objects, also if a watch told of it
+    /// before they were restored.
+    pub(super) fn namespaces_last(&mut self) {
+        self.queue.make_contiguous().sort_by_key(|touched| matches!(touched, Touched::Namespace(_)));
+    }
+
     /// News without a change: every kind was listed.
     pub(super) fn wake(&mut self) {
         self.marks += 1;
@@ -192,7 +198,7 @@ impl Index {
     /// What this change says is recorded: the feed may tell it.
     pub fn acknowledge(&mut self, change: &Change) {
         let (kind, namespace, name, told) = match change {
-            Change::Namespace { .. } => return,
+            Change::Namespace { name, home } => return self.acknowledge_namespace(name, home),
             Change::Webhook(object) => {
                 let told = told(object, |entry| (&entry.uid, entry.generation));
                 (FeedKind::Webhook, &object.namespace, &object.name, told)
@@ -213,6 +219,14 @@ impl Index {
                 }
             }
             Some(_) => {}
+        }
+    }
+
+    /// Its objects came before it, so the store serves them.
+    fn acknowledge_namespace(&mut self, name: &str, home: &Home) {
+        let facts = self.namespaces.get_mut(name).and_then(|slot| slot.facts.as_mut());
+        if let (Some(facts), Home::Ours { uid }) = (facts, home) {
+            facts.is_recorded |= facts.uid == *uid && facts.is_ours();
         }
     }
 

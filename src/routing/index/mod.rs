@@ -93,6 +93,10 @@ struct NamespaceFacts {
     /// The pool that is responsible for it if it is not this one.
     other_pool: Option<Arc<str>>,
     listing: u32,
+    /// The store serves its objects. Events are taken only then: a namespace that
+    /// comes back from another pool has objects that the store knows and does not
+    /// serve.
+    is_recorded: bool,
 }
 
 #[derive(Debug)]
@@ -177,11 +181,10 @@ impl Index {
         let listing = self.listings[WatchedKind::Namespace as usize].number;
         let name = self.intern(name);
         let slot = self.namespaces.entry(Arc::clone(&name)).or_default();
-        let new = NamespaceFacts { uid: uid.into(), other_pool, listing };
-        let old = slot.facts.replace(new);
-        let is_same = old.as_ref().is_some_and(|old| {
-            slot.facts.as_ref().is_some_and(|new| (&old.uid, &old.other_pool) == (&new.uid, &new.other_pool))
-        });
+        let old = slot.facts.take();
+        let is_same = old.as_ref().is_some_and(|old| *old.uid == *uid && old.other_pool == other_pool);
+        let is_recorded = self.journal.is_none() || (is_same && old.as_ref().is_some_and(|old| old.is_recorded));
+        slot.facts = Some(NamespaceFacts { uid: uid.into(), other_pool, listing, is_recorded });
         let was_ours = old.is_some_and(|old| old.is_ours());
         match &mut self.journal {
             Some(journal) if !is_same => slot.mark_all(&name, journal),
@@ -335,12 +338,13 @@ impl NamespaceSlot {
         self.facts.is_none() && self.webhooks.is_empty() && self.subscriptions.is_empty()
     }
 
-    /// Everything that is known of the namespace has to be recorded anew.
+    /// Everything that is known of the namespace has to be recorded anew. The
+    /// namespace comes last: when it is acknowledged, its objects are.
     fn mark_all(&self, namespace: &Arc<str>, journal: &mut Journal) {
-        journal.mark_namespace(namespace);
         let key = |kind, name: &Arc<str>| ObjectKey { kind, namespace: Arc::clone(namespace), name: Arc::clone(name) };
         self.webhooks.keys().for_each(|name| journal.mark_object(key(FeedKind::Webhook, name)));
         self.subscriptions.keys().for_each(|name| journal.mark_object(key(FeedKind::Subscription, name)));
+        journal.mark_namespace(namespace);
     }
 
     /// Tells followers that all objects came into the index, or left it.

@@ -28,7 +28,8 @@ pub enum Responsibility {
     Other(Arc<str>),
     /// There is no such namespace.
     Unknown,
-    /// It cannot be told before the namespaces were listed.
+    /// It cannot be told yet: the namespaces were not listed, or this one came to
+    /// this pool a moment ago and the store does not serve it yet.
     NotListed,
 }
 
@@ -82,6 +83,7 @@ impl Index {
         let known = self.namespaces.get_key_value(namespace);
         match known.and_then(|(name, slot)| Some((name, slot.facts.as_ref()?))) {
             Some((_, NamespaceFacts { other_pool: Some(pool), .. })) => Responsibility::Other(Arc::clone(pool)),
+            Some((_, NamespaceFacts { is_recorded: false, .. })) => Responsibility::NotListed,
             Some((name, facts)) => Responsibility::Ours { name: Arc::clone(name), uid: Arc::clone(&facts.uid) },
             None if self.listings[WatchedKind::Namespace as usize].complete => Responsibility::Unknown,
             None => Responsibility::NotListed,

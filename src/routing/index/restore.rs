@@ -120,14 +120,30 @@ impl Index {
             self.drop_if_empty(&namespace);
             return;
         }
-        if ours {
-            let key = ObjectKey { kind, namespace, name: Arc::clone(record.name) };
-            self.feed.record(key, Arc::clone(&slot.uid), State::Used(slot.generation));
-        }
+        let (state, uid) = (State::Used(slot.generation), Arc::clone(&slot.uid));
         objects.insert(Arc::clone(record.name), slot);
         self.is_restored = true;
+        let is_served = !matches!(standing, Standing::Moved(_));
+        let key = ObjectKey { kind, namespace: Arc::clone(&namespace), name: Arc::clone(record.name) };
+        let Some(journal) = &mut self.journal else { return };
+        journal.wake();
+        if is_served != ours {
+            // A watch knows better whose the namespace is, or the pod ended in
+            // the middle of a move.
+            journal.mark_object(key);
+            journal.mark_namespace(&namespace);
+            if let Some(facts) = namespace_slot.facts.as_mut() {
+                facts.is_recorded = false;
+            }
+        } else if ours {
+            self.feed.record(key, uid, state);
+        }
+    }
+
+    /// Everything was restored: namespaces come behind their objects in what has to be recorded.
+    pub fn end_restore(&mut self) {
         if let Some(journal) = &mut self.journal {
-            journal.wake();
+            journal.namespaces_last();
         }
     }
 
@@ -142,6 +158,9 @@ impl Index {
         };
         let name = self.intern(record.name);
         let slot = self.namespaces.entry(name).or_default();
-        slot.facts.get_or_insert_with(|| NamespaceFacts { uid: Arc::clone(record.uid), other_pool, listing });
+        if slot.facts.is_none() {
+            let uid = Arc::clone(record.uid);
+            slot.facts = Some(NamespaceFacts { uid, other_pool, listing, is_recorded: true });
+        }
     }
 }
