@@ -50,7 +50,7 @@ apt_need() {
 toolchains() {
   apt_need cc build-essential
   apt_need curl curl
-  need cargo "install Rust 1.90 or later with rustup"
+  need cargo "install Rust 1.91 or later with rustup"
   need go "install Go 1.26 or later"
 }
 

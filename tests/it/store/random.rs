@@ -401,7 +401,7 @@ impl Pair {
             let next = match follow {
                 Follow::Done => Next::Done,
                 Follow::At(steps) => {
-                    let ms = STEP.as_millis() as i64 * i64::from(*steps) + 60_000;
+                    let ms = i64::try_from(STEP.as_millis()).unwrap() * i64::from(*steps) + 60_000;
                     Next::At(self.model.world.partition().store_now().plus_ms(ms))
                 }
                 Follow::Dead => Next::Dead(DeadReason::Exhausted),

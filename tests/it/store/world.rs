@@ -92,7 +92,7 @@ impl World {
     }
 
     pub fn in_time(&self, by: Duration) -> StoreTime {
-        self.partition().store_now().plus_ms(by.as_millis() as i64)
+        self.partition().store_now().plus_ms(i64::try_from(by.as_millis()).unwrap())
     }
 
     /// The next thing that the store tells.

@@ -14,6 +14,9 @@ use crate::store::{clock::TestClock, router::PatternRouter};
 /// Longest time that a start believes the wall clock about a stop.
 const STOP_MS_MAX: i64 = 3_600_000;
 
+/// Namespace, source and publisher's id.
+type DedupKey = (Arc<str>, Box<str>, Box<str>);
+
 pub struct State {
     clock: Arc<TestClock>,
     router: Box<dyn Router>,
@@ -25,7 +28,7 @@ pub struct State {
     numbers: i64,
     pub(super) limits: StoreLimits,
     pub(super) events: BTreeMap<Pos, Arc<Event>>,
-    dedup: BTreeMap<(Arc<str>, Box<str>, Box<str>), Arc<Event>>,
+    dedup: BTreeMap<DedupKey, Arc<Event>>,
     pub(super) hooks: BTreeMap<HookId, Hook>,
     pub(super) subs: BTreeMap<SubId, Sub>,
     pub(super) deliveries: BTreeMap<(HookId, Pos), Delivery>,
