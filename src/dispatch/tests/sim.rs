@@ -256,6 +256,10 @@ impl Sim {
         assert_eq!((globals.open_questions, globals.open_bodies, globals.unrecorded.len()), (0, 0, 0));
     }
 
+    pub(super) fn key_of(&self, pos: Pos) -> Option<OrderKey> {
+        self.keys.get(&pos).copied()
+    }
+
     pub(super) fn delivered(&self) -> usize {
         self.store.delivered.len()
     }
