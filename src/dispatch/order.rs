@@ -11,6 +11,9 @@
 //! row is parked only if the one in front is blocked durably, never because many
 //! wait behind one in flight. A window that one slow key has filled holds up the
 //! other keys of its hook, and no other hook.
+//!
+//! A hook that is no longer ordered keeps its keys until nothing of them is
+//! blocked: nobody else reads what is parked.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -44,7 +47,7 @@ struct KeyState {
     /// Something was parked since the parked rows were asked for.
     parked_since: bool,
     in_drains: bool,
-    /// Blocked by this dead Delivery.
+    /// Blocked behind this dead Delivery.
     dead: Option<Pos>,
     behind: VecDeque<Item>,
 }
@@ -73,6 +76,7 @@ impl Keys {
             return Turn::Send;
         }
         if state.dead == Some(pos) && !state.is_taken {
+            // It was re-opened: it comes before what is parked behind it.
             (state.dead, state.is_taken) = (None, true);
             return Turn::Send;
         }
@@ -225,6 +229,24 @@ impl Keys {
             state.is_taken || state.parking > 0 || state.dead.is_some()
         });
         behind
+    }
+
+    /// Nothing is taken or blocked, as far as the store was asked.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_loaded && !self.is_truncated && self.states.is_empty()
+    }
+
+    /// Dead Deliveries block nothing any more.
+    pub(super) fn release_dead(&mut self) {
+        let dead: Vec<OrderKey> =
+            self.states.iter().filter(|(_, state)| state.dead.is_some()).map(|(key, _)| *key).collect();
+        for key in dead {
+            if let Some(state) = self.states.get_mut(&key) {
+                state.dead = None;
+            }
+            self.wish_drain(key);
+            self.free_if_idle(key);
+        }
     }
 
     /// Rows in memory behind one in flight.

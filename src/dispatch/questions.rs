@@ -7,6 +7,7 @@
 use super::{
     engine::{Action, CACHED_BYTES_MAX, Engine, Globals, IN_FLIGHT_MAX, Now, SUSPECTS_MAX},
     hook::{After, Closed, Hook, Item, Origin, Trust},
+    order::Turn,
 };
 use crate::{
     event::{Pos, StoreTime},
@@ -84,7 +85,9 @@ pub(super) fn wanted(globals: &Globals, hook: &Hook, now: StoreTime) -> Option<W
         Some(Closed::Circuit) => {
             let at = hook.circuit.as_ref().and_then(|circuit| circuit.probe_at_ms()).map(StoreTime);
             let is_time = at.max(hook.probe_not_before).is_some_and(|at| at <= now);
-            return (is_time && hook.flying.is_empty()).then_some(Wanted::Probe);
+            // What is in the air decides which Delivery is the oldest of its key.
+            let is_quiet = hook.flying.is_empty() && hook.recording.is_empty();
+            return (is_time && is_quiet).then_some(Wanted::Probe);
         }
         Some(Closed::Hold | Closed::Pause) => return None,
         None => {}
@@ -152,14 +155,14 @@ impl Engine {
         let back_to = hook.back_to.take();
         match (question, reply) {
             (Question::Owed { limit, .. }, Reply::Owed(page)) => globals.take_owed(hook, page, limit, back_to),
-            (Question::Waiting { .. }, Reply::Waiting(page)) => globals.take_waiting(hook, page),
+            (Question::Waiting { .. }, Reply::Waiting(page)) => globals.take_waiting(hook, page, back_to),
             (Question::Parked { key, .. }, Reply::Parked(rows)) => globals.take_parked(hook, key, &rows),
             (_, Reply::Keys { blocked, waiting }) => {
                 if let Some(keys) = hook.keys.as_mut().filter(|_| hook.closed.is_none()) {
                     keys.load(&blocked, &waiting);
                 }
             }
-            (_, Reply::Probe(found)) => globals.take_probe(hook, found, now),
+            (_, Reply::Probe(found)) => globals.take_probe(hook, found, back_to, now),
             // The shell answers each question in its kind.
             (_, _) => {}
         }
@@ -222,15 +225,19 @@ impl Globals {
         }
     }
 
-    fn take_waiting(&mut self, hook: &mut Hook, page: WaitingPage) {
+    fn take_waiting(&mut self, hook: &mut Hook, page: WaitingPage, back_to: Option<Pos>) {
         // Keys that were forgotten meanwhile are loaded first: a row that is sent
         // before that would count as waiting for ever.
         if hook.closed.is_some() || hook.keys.as_ref().is_some_and(|keys| !keys.is_loaded) {
             hook.next_due = Some(StoreTime(i64::MIN));
             return;
         }
+        let upto = back_to.unwrap_or(Pos(u64::MAX));
         for row in page.rows {
-            if !hook.holds(row.pos) {
+            if row.pos > upto {
+                // Rows changed after this was read: it is read again.
+                hook.next_due = Some(StoreTime(i64::MIN));
+            } else if !hook.holds(row.pos) {
                 let item = Item::new(row, Origin::Waiting);
                 self.count_in(&item);
                 hook.due.push_back(item);
@@ -254,7 +261,13 @@ impl Globals {
         }
     }
 
-    fn take_probe(&mut self, hook: &mut Hook, found: Option<(OwedRow, Origin, StoredEvent)>, now: Now) {
+    fn take_probe(
+        &mut self,
+        hook: &mut Hook,
+        found: Option<(OwedRow, Origin, StoredEvent)>,
+        back_to: Option<Pos>,
+        now: Now,
+    ) {
         if hook.closed != Some(Closed::Circuit) {
             return;
         }
@@ -262,6 +275,10 @@ impl Globals {
             hook.probe_not_before = Some(now.store.plus_ms(PROBE_IDLE_MS));
             return;
         };
+        if back_to.is_some_and(|upto| row.pos > upto) {
+            // Rows changed after this was read: it is read again.
+            return;
+        }
         let is_crowded = self.flights.len() >= IN_FLIGHT_MAX
             || (hook.trust == Trust::Suspect && self.suspects >= SUSPECTS_MAX)
             || hook.holds(row.pos)
@@ -273,8 +290,11 @@ impl Globals {
         hook.probe_not_before = None;
         match stored {
             StoredEvent::Event(event) => {
-                if let (Some(keys), Some(key)) = (hook.keys.as_mut(), row.key) {
-                    keys.turn(key, row.pos, origin);
+                if let (Some(keys), Some(key)) = (hook.keys.as_mut(), row.key)
+                    && keys.turn(key, row.pos, origin) != Turn::Send
+                {
+                    hook.probe_not_before = Some(now.store.plus_ms(PROBE_IDLE_MS));
+                    return;
                 }
                 self.start(hook, Item { row, event: Some(event), origin, has_turn: true }, true, now);
             }

@@ -8,7 +8,7 @@ use crate::{
     api::webhook::{Dialect, VerificationMethod},
     dispatch::{
         HookView,
-        hook::Origin,
+        asking::choose_probe,
         questions::{Question, Reply},
     },
     event::{Event, EventHead, EventId, Pos, StoreTime},
@@ -87,10 +87,6 @@ impl FakeStore {
         }
     }
 
-    pub(super) fn pending(&self) -> usize {
-        self.owed.len() + self.retry.len() + self.parked.len()
-    }
-
     pub(super) fn owed_page(&self, hook: HookId, after: Pos, limit: usize) -> OwedPage {
         let behind = (hook, Pos(after.0 + 1))..=(hook, Pos(u64::MAX));
         let rows: Vec<OwedRow> = self.owed.range(behind).map(|(_, row)| *row).take(limit).collect();
@@ -143,12 +139,14 @@ impl FakeStore {
             Question::Parked { key, limit } => Reply::Parked(self.parked_rows(hook, *key, *limit)),
             Question::Bodies { positions } => Reply::Bodies(self.bodies(positions)),
             Question::Probe => {
-                let owed = self.owed_page(hook, Pos(0), 1).rows.into_iter().map(|row| (row, Origin::Owed));
-                let waiting = self.waiting_page(hook, StoreTime(i64::MAX), 64).rows;
-                let waiting = waiting.into_iter().map(|row| (row, Origin::Waiting));
-                let parked = self.parked.range((hook, Pos(0))..=(hook, Pos(u64::MAX)));
-                let parked = parked.map(|(_, row)| (*row, Origin::Parked)).take(1);
-                let found = owed.chain(waiting).min_by_key(|(row, _)| row.pos).or_else(|| parked.last());
+                let owed = self.owed_page(hook, Pos(0), 1).rows.first().copied();
+                let page = self.waiting_page(hook, StoreTime(i64::MAX), 64);
+                let key = match owed {
+                    Some(row) => row.key,
+                    None => self.blocked_keys(hook, 1).first().copied().filter(|_| page.rows.is_empty()),
+                };
+                let parked = key.and_then(|key| self.parked_rows(hook, key, 1).first().copied());
+                let found = choose_probe(owed, &page.rows, page.next_due.is_some(), parked);
                 Reply::Probe(found.map(|(row, origin)| (row, origin, self.bodies(&[row.pos])[0].clone())))
             }
         }
