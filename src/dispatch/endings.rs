@@ -266,7 +266,7 @@ impl Globals {
     }
 
     /// The Delivery in front of its key waits, or is dead and blocks it.
-    fn key_blocks(&mut self, hook: &mut Hook, row: &OwedRow, is_dead: bool) {
+    pub(super) fn key_blocks(&mut self, hook: &mut Hook, row: &OwedRow, is_dead: bool) {
         let (Some(keys), Some(key)) = (hook.keys.as_mut(), row.key) else { return };
         let behind = if is_dead { keys.block_dead(key, row.pos) } else { keys.block(key) };
         for item in behind {

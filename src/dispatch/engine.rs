@@ -188,10 +188,7 @@ impl Engine {
             News::Changed { hook: id, from } => {
                 let before = Pos(from.0.saturating_sub(1));
                 let hook = self.hooks.entry(id).or_insert_with(|| Hook::unknown(id, before));
-                self.globals.read_again(hook, from);
-                // Rows that wait may have ended as well.
-                let freed = hook.unload_due(from);
-                self.globals.free(freed);
+                self.globals.changed(hook, from);
                 hook.probe_not_before = None;
                 self.globals.settle(hook, now);
             }
@@ -430,27 +427,6 @@ impl Globals {
     pub(super) fn unload(&mut self, hook: &mut Hook) {
         let freed = hook.unload();
         self.free(freed);
-    }
-
-    /// Owed rows from `from` on are read again. What is in memory of them goes:
-    /// it would be there twice.
-    pub(super) fn read_again(&mut self, hook: &mut Hook, from: Pos) {
-        if hook.keys.is_some() {
-            // Rows stand behind their keys as well.
-            self.unload(hook);
-        } else {
-            let freed = hook.unload_queue(from);
-            self.free(freed);
-        }
-        hook.set_back(from);
-    }
-
-    /// A row that was in flight is where it was in the store: read it again.
-    pub(super) fn reread(&mut self, hook: &mut Hook, pos: Pos, origin: Origin) {
-        match origin {
-            Origin::Owed => self.read_again(hook, pos),
-            Origin::Waiting | Origin::Parked => hook.reread(pos, origin),
-        }
     }
 
     pub(super) fn count_in(&mut self, item: &Item) {

@@ -230,8 +230,7 @@ impl Hook {
             if has_backlog {
                 // Rows may be parked from when it was ordered.
                 self.keys.get_or_insert_default();
-                self.cursor = Pos(0);
-                self.is_spilled = true;
+                self.set_back(Pos(1));
                 self.next_due = Some(StoreTime(i64::MIN));
             }
         }
@@ -316,6 +315,14 @@ impl Hook {
         // Without an order only those wait that were routed while there was one.
         let is_ordered = self.settings.is_ordered;
         self.keys.as_ref().is_some_and(|keys| !keys.is_loaded || (is_ordered && keys.is_full()))
+    }
+
+    /// Frees keys whose dead Delivery is dead no longer and was not re-opened.
+    pub(super) fn free_keys(&mut self) {
+        let Self { keys, queue, cursor, .. } = self;
+        if let Some(keys) = keys.as_mut().filter(|keys| keys.is_loaded) {
+            keys.covered(*cursor, |pos| queue.binary_search_by_key(&pos, |item| item.row.pos).is_ok());
+        }
     }
 
     /// Whether this row is in memory elsewhere than in `queue`.

@@ -49,6 +49,9 @@ struct KeyState {
     in_drains: bool,
     /// Blocked behind this dead Delivery.
     dead: Option<Pos>,
+    /// It was, and the store says it is dead no longer: if it was re-opened it
+    /// comes before what is parked behind it.
+    awaits: Option<Pos>,
     behind: VecDeque<Item>,
 }
 
@@ -75,12 +78,12 @@ impl Keys {
             state.is_waiting &= origin != Origin::Waiting;
             return Turn::Send;
         }
-        if state.dead == Some(pos) && !state.is_taken {
+        if state.dead.or(state.awaits) == Some(pos) && !state.is_taken {
             // It was re-opened: it comes before what is parked behind it.
-            (state.dead, state.is_taken) = (None, true);
+            (state.dead, state.awaits, state.is_taken) = (None, None, true);
             return Turn::Send;
         }
-        if state.is_waiting || state.is_parked || state.dead.is_some() {
+        if state.is_waiting || state.is_parked || state.is_behind_dead() {
             return Turn::Park;
         }
         if !state.is_taken {
@@ -88,6 +91,14 @@ impl Keys {
             return Turn::Send;
         }
         Turn::Behind
+    }
+
+    /// Takes a key for a row that the store says is the first one of it.
+    pub(super) fn take(&mut self, key: OrderKey, origin: Origin) {
+        let state = self.states.entry(key).or_default();
+        state.is_taken = true;
+        state.is_waiting &= origin != Origin::Waiting;
+        (state.dead, state.awaits) = (None, None);
     }
 
     /// Keeps a row behind the one in flight.
@@ -183,7 +194,7 @@ impl Keys {
         let before = state.behind.len();
         state.behind.extend(rows);
         self.behind_rows += state.behind.len() - before;
-        if state.is_taken || state.is_waiting {
+        if state.is_taken || state.is_waiting || state.is_behind_dead() {
             return None;
         }
         let first = state.behind.pop_front();
@@ -198,8 +209,9 @@ impl Keys {
     }
 
     /// What the store says: keys that are blocked (at most
-    /// [`BLOCKED_KEYS_MAX`] + 1), and of them those with a row that waits.
-    pub(super) fn load(&mut self, blocked: &[OrderKey], waiting: &[OrderKey]) {
+    /// [`BLOCKED_KEYS_MAX`] + 1), of them those with a row that waits, and those
+    /// with a dead Delivery that blocks.
+    pub(super) fn load(&mut self, blocked: &[OrderKey], waiting: &[OrderKey], dead: &[(OrderKey, Pos)]) {
         self.is_loaded = true;
         self.is_truncated = blocked.len() > BLOCKED_KEYS_MAX;
         for key in blocked {
@@ -208,8 +220,28 @@ impl Keys {
         for key in waiting {
             self.states.entry(*key).or_default().is_waiting = true;
         }
+        for (key, pos) in dead {
+            let state = self.states.entry(*key).or_default();
+            state.dead = Some(state.dead.map_or(*pos, |first| first.min(*pos)));
+            state.awaits = None;
+        }
         for key in blocked {
             self.wish_drain(*key);
+        }
+    }
+
+    /// Owed rows were read up to `cursor`, and `has` tells of those at hand:
+    /// keys whose dead Delivery was not re-opened are free.
+    pub(super) fn covered(&mut self, cursor: Pos, has: impl Fn(Pos) -> bool) {
+        let is_over = |pos: Pos| pos <= cursor && !has(pos);
+        let over = self.states.iter().filter(|(_, state)| state.awaits.is_some_and(is_over));
+        let over: Vec<OrderKey> = over.map(|(key, _)| *key).collect();
+        for key in over {
+            if let Some(state) = self.states.get_mut(&key) {
+                state.awaits = None;
+            }
+            self.wish_drain(key);
+            self.free_if_idle(key);
         }
     }
 
@@ -226,7 +258,8 @@ impl Keys {
         }
         self.states.retain(|_, state| {
             (state.is_waiting, state.is_parked) = (false, state.parking > 0);
-            state.is_taken || state.parking > 0 || state.dead.is_some()
+            state.awaits = state.dead.take().or(state.awaits);
+            state.is_taken || state.parking > 0 || state.awaits.is_some()
         });
         behind
     }
@@ -282,13 +315,17 @@ impl Keys {
 }
 
 impl KeyState {
+    const fn is_behind_dead(&self) -> bool {
+        self.dead.is_some() || self.awaits.is_some()
+    }
+
     fn may_drain(&self) -> bool {
-        let is_blocked = self.is_taken || self.is_waiting || self.dead.is_some();
+        let is_blocked = self.is_taken || self.is_waiting || self.is_behind_dead();
         self.is_parked && self.parking == 0 && !is_blocked && self.behind.is_empty()
     }
 
     fn is_idle(&self) -> bool {
-        let is_blocked = self.is_taken || self.is_waiting || self.is_parked || self.dead.is_some();
+        let is_blocked = self.is_taken || self.is_waiting || self.is_parked || self.is_behind_dead();
         !is_blocked && self.parking == 0 && self.behind.is_empty()
     }
 }
