@@ -1,6 +1,6 @@
 //! What follows the end of an attempt: for its Delivery, its key, its endpoint.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     AttemptReport, HealthView, Hold, HookHealth,
@@ -20,6 +20,9 @@ use crate::{
 /// Failures in a row after which an endpoint does not count as healthy, whether
 /// or not its circuit opens.
 const FAILING_AFTER: u16 = 5;
+/// The shortest hold: a sender that wants to be asked again at once is asked
+/// once a second, and the dispatcher does not spin.
+pub(super) const HOLD_MIN: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// An attempt ended.
@@ -123,7 +126,7 @@ impl Globals {
         let transition = match &judged.verdict {
             Verdict::Held(hold) => {
                 if flight.view == hook.view {
-                    let until = hold.retry_after.map(|wait| plus(now.store, wait));
+                    let until = hold.retry_after.map(|wait| plus(now.store, wait.max(HOLD_MIN)));
                     hook.hold = Some(Box::new(HoldUntil { hold: hold.clone(), until }));
                 }
                 return;
@@ -263,7 +266,7 @@ impl Globals {
     }
 
     /// The Delivery in front of its key waits, or is dead and blocks it.
-    fn key_blocks(&mut self, hook: &mut Hook, row: &OwedRow, is_dead: bool) {
+    pub(super) fn key_blocks(&mut self, hook: &mut Hook, row: &OwedRow, is_dead: bool) {
         let (Some(keys), Some(key)) = (hook.keys.as_mut(), row.key) else { return };
         let behind = if is_dead { keys.block_dead(key, row.pos) } else { keys.block(key) };
         for item in behind {

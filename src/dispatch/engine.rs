@@ -141,10 +141,13 @@ impl Engine {
     pub(super) fn set_hook(&mut self, view: HookView, now: Now) {
         let Self { hooks, globals } = self;
         let hook = hooks.entry(view.id).or_insert_with(|| Hook::unknown(view.id, Pos(0)));
-        if hook.settings.is_ordered != view.settings.is_ordered || (!hook.is_known && view.settings.is_ordered) {
-            // What is in memory was read without regard to keys, or with it.
+        if view.settings.is_ordered && hook.keys.is_none() {
+            // What is in memory was read without regard to keys.
             globals.unload(hook);
-            hook.keys = view.settings.is_ordered.then(Box::default);
+            hook.keys = Some(Box::default());
+        }
+        if let Some(keys) = hook.keys.as_mut().filter(|_| !view.settings.blocks_on_dead) {
+            keys.release_dead();
         }
         let is_other = hook.take_view(view);
         hook.hold = None;
@@ -158,7 +161,7 @@ impl Engine {
     /// A Webhook is unknown from now on.
     pub(super) fn remove_hook(&mut self, id: HookId, now: Now) {
         let Some(hook) = self.hooks.get_mut(&id) else { return };
-        (hook.webhook, hook.is_removed) = (None, true);
+        hook.forget_webhook();
         self.globals.settle(hook, now);
         self.globals.actions.push(Action::Forget(id));
         self.drop_if_removed(id);
@@ -185,7 +188,7 @@ impl Engine {
             News::Changed { hook: id, from } => {
                 let before = Pos(from.0.saturating_sub(1));
                 let hook = self.hooks.entry(id).or_insert_with(|| Hook::unknown(id, before));
-                self.globals.read_again(hook, from);
+                self.globals.changed(hook, from);
                 hook.probe_not_before = None;
                 self.globals.settle(hook, now);
             }
@@ -328,6 +331,9 @@ impl Globals {
         if hook.keys.as_ref().is_some_and(|keys| keys.wants_reload()) {
             self.unload(hook);
         }
+        if hook.is_known && !hook.settings.is_ordered && hook.keys.as_ref().is_some_and(|keys| keys.is_over()) {
+            hook.keys = None;
+        }
         self.refresh_health(hook, now);
         if !hook.in_questions && !self.is_stopping && super::questions::wanted(self, hook, now.store).is_some() {
             hook.in_questions = true;
@@ -421,27 +427,6 @@ impl Globals {
     pub(super) fn unload(&mut self, hook: &mut Hook) {
         let freed = hook.unload();
         self.free(freed);
-    }
-
-    /// Owed rows from `from` on are read again. What is in memory of them goes:
-    /// it would be there twice.
-    pub(super) fn read_again(&mut self, hook: &mut Hook, from: Pos) {
-        if hook.keys.is_some() {
-            // Rows stand behind their keys as well.
-            self.unload(hook);
-        } else {
-            let freed = hook.unload_queue(from);
-            self.free(freed);
-        }
-        hook.set_back(from);
-    }
-
-    /// A row that was in flight is where it was in the store: read it again.
-    pub(super) fn reread(&mut self, hook: &mut Hook, pos: Pos, origin: Origin) {
-        match origin {
-            Origin::Owed => self.read_again(hook, pos),
-            Origin::Waiting | Origin::Parked => hook.reread(pos, origin),
-        }
     }
 
     pub(super) fn count_in(&mut self, item: &Item) {

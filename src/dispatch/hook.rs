@@ -228,8 +228,9 @@ impl Hook {
             self.paused_until = notes.held_until;
             self.circuit = notes.circuit.map(|text| Box::new(Circuit::from_text(&text)));
             if has_backlog {
-                self.cursor = Pos(0);
-                self.is_spilled = true;
+                // Rows may be parked from when it was ordered.
+                self.keys.get_or_insert_default();
+                self.set_back(Pos(1));
                 self.next_due = Some(StoreTime(i64::MIN));
             }
         }
@@ -311,7 +312,17 @@ impl Hook {
 
     /// New Deliveries must wait: too many keys are blocked, or they are unknown.
     pub(super) fn is_blocked_by_keys(&self) -> bool {
-        self.keys.as_ref().is_some_and(|keys| !keys.is_loaded || keys.is_full())
+        // Without an order only those wait that were routed while there was one.
+        let is_ordered = self.settings.is_ordered;
+        self.keys.as_ref().is_some_and(|keys| !keys.is_loaded || (is_ordered && keys.is_full()))
+    }
+
+    /// Frees keys whose dead Delivery is dead no longer and was not re-opened.
+    pub(super) fn free_keys(&mut self) {
+        let Self { keys, queue, cursor, .. } = self;
+        if let Some(keys) = keys.as_mut().filter(|keys| keys.is_loaded) {
+            keys.covered(*cursor, |pos| queue.binary_search_by_key(&pos, |item| item.row.pos).is_ok());
+        }
     }
 
     /// Whether this row is in memory elsewhere than in `queue`.
@@ -348,6 +359,36 @@ impl Hook {
         self.set_back(first);
         self.trim();
         freed
+    }
+
+    /// Takes due rows from `from` on out of memory; they will be read again. What
+    /// that frees.
+    pub(super) fn unload_due(&mut self, from: Pos) -> (usize, usize) {
+        let mut freed = (0, 0);
+        let mut is_changed = false;
+        self.due.retain(|item| {
+            // A row that has its turn is not among those that the store gives.
+            if item.row.pos < from || item.has_turn {
+                return true;
+            }
+            freed = (freed.0 + 1, freed.1 + item.bytes());
+            is_changed = true;
+            false
+        });
+        if is_changed {
+            self.next_due = Some(StoreTime(i64::MIN));
+        }
+        freed
+    }
+
+    /// The Webhook is gone: what is known of it is worth nothing if one of its
+    /// name comes again.
+    pub(super) fn forget_webhook(&mut self) {
+        (self.webhook, self.is_removed, self.is_known) = (None, true, false);
+        self.endpoint = self.endpoint.wrapping_add(1);
+        (self.trust, self.failures_in_row, self.last_failure) = (Trust::Unproven, 0, None);
+        (self.hold, self.paused_until, self.circuit, self.withdrawn) = (None, None, None, None);
+        (self.health, self.probe_not_before) = (None, None);
     }
 
     /// Takes everything that is not in flight out of memory.

@@ -11,6 +11,9 @@
 //! row is parked only if the one in front is blocked durably, never because many
 //! wait behind one in flight. A window that one slow key has filled holds up the
 //! other keys of its hook, and no other hook.
+//!
+//! A hook that is no longer ordered keeps its keys until nothing of them is
+//! blocked: nobody else reads what is parked.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -44,8 +47,11 @@ struct KeyState {
     /// Something was parked since the parked rows were asked for.
     parked_since: bool,
     in_drains: bool,
-    /// Blocked by this dead Delivery.
+    /// Blocked behind this dead Delivery.
     dead: Option<Pos>,
+    /// It was, and the store says it is dead no longer: if it was re-opened it
+    /// comes before what is parked behind it.
+    awaits: Option<Pos>,
     behind: VecDeque<Item>,
 }
 
@@ -72,11 +78,12 @@ impl Keys {
             state.is_waiting &= origin != Origin::Waiting;
             return Turn::Send;
         }
-        if state.dead == Some(pos) && !state.is_taken {
-            (state.dead, state.is_taken) = (None, true);
+        if state.dead.or(state.awaits) == Some(pos) && !state.is_taken {
+            // It was re-opened: it comes before what is parked behind it.
+            (state.dead, state.awaits, state.is_taken) = (None, None, true);
             return Turn::Send;
         }
-        if state.is_waiting || state.is_parked || state.dead.is_some() {
+        if state.is_waiting || state.is_parked || state.is_behind_dead() {
             return Turn::Park;
         }
         if !state.is_taken {
@@ -84,6 +91,14 @@ impl Keys {
             return Turn::Send;
         }
         Turn::Behind
+    }
+
+    /// Takes a key for a row that the store says is the first one of it.
+    pub(super) fn take(&mut self, key: OrderKey, origin: Origin) {
+        let state = self.states.entry(key).or_default();
+        state.is_taken = true;
+        state.is_waiting &= origin != Origin::Waiting;
+        (state.dead, state.awaits) = (None, None);
     }
 
     /// Keeps a row behind the one in flight.
@@ -179,7 +194,7 @@ impl Keys {
         let before = state.behind.len();
         state.behind.extend(rows);
         self.behind_rows += state.behind.len() - before;
-        if state.is_taken || state.is_waiting {
+        if state.is_taken || state.is_waiting || state.is_behind_dead() {
             return None;
         }
         let first = state.behind.pop_front();
@@ -194,8 +209,9 @@ impl Keys {
     }
 
     /// What the store says: keys that are blocked (at most
-    /// [`BLOCKED_KEYS_MAX`] + 1), and of them those with a row that waits.
-    pub(super) fn load(&mut self, blocked: &[OrderKey], waiting: &[OrderKey]) {
+    /// [`BLOCKED_KEYS_MAX`] + 1), of them those with a row that waits, and those
+    /// with a dead Delivery that blocks.
+    pub(super) fn load(&mut self, blocked: &[OrderKey], waiting: &[OrderKey], dead: &[(OrderKey, Pos)]) {
         self.is_loaded = true;
         self.is_truncated = blocked.len() > BLOCKED_KEYS_MAX;
         for key in blocked {
@@ -204,8 +220,28 @@ impl Keys {
         for key in waiting {
             self.states.entry(*key).or_default().is_waiting = true;
         }
+        for (key, pos) in dead {
+            let state = self.states.entry(*key).or_default();
+            state.dead = Some(state.dead.map_or(*pos, |first| first.min(*pos)));
+            state.awaits = None;
+        }
         for key in blocked {
             self.wish_drain(*key);
+        }
+    }
+
+    /// Owed rows were read up to `cursor`, and `has` tells of those at hand:
+    /// keys whose dead Delivery was not re-opened are free.
+    pub(super) fn covered(&mut self, cursor: Pos, has: impl Fn(Pos) -> bool) {
+        let is_over = |pos: Pos| pos <= cursor && !has(pos);
+        let over = self.states.iter().filter(|(_, state)| state.awaits.is_some_and(is_over));
+        let over: Vec<OrderKey> = over.map(|(key, _)| *key).collect();
+        for key in over {
+            if let Some(state) = self.states.get_mut(&key) {
+                state.awaits = None;
+            }
+            self.wish_drain(key);
+            self.free_if_idle(key);
         }
     }
 
@@ -222,9 +258,28 @@ impl Keys {
         }
         self.states.retain(|_, state| {
             (state.is_waiting, state.is_parked) = (false, state.parking > 0);
-            state.is_taken || state.parking > 0 || state.dead.is_some()
+            state.awaits = state.dead.take().or(state.awaits);
+            state.is_taken || state.parking > 0 || state.awaits.is_some()
         });
         behind
+    }
+
+    /// Nothing is taken or blocked, as far as the store was asked.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_loaded && !self.is_truncated && self.states.is_empty()
+    }
+
+    /// Dead Deliveries block nothing any more.
+    pub(super) fn release_dead(&mut self) {
+        let dead: Vec<OrderKey> =
+            self.states.iter().filter(|(_, state)| state.dead.is_some()).map(|(key, _)| *key).collect();
+        for key in dead {
+            if let Some(state) = self.states.get_mut(&key) {
+                state.dead = None;
+            }
+            self.wish_drain(key);
+            self.free_if_idle(key);
+        }
     }
 
     /// Rows in memory behind one in flight.
@@ -260,13 +315,17 @@ impl Keys {
 }
 
 impl KeyState {
+    const fn is_behind_dead(&self) -> bool {
+        self.dead.is_some() || self.awaits.is_some()
+    }
+
     fn may_drain(&self) -> bool {
-        let is_blocked = self.is_taken || self.is_waiting || self.dead.is_some();
+        let is_blocked = self.is_taken || self.is_waiting || self.is_behind_dead();
         self.is_parked && self.parking == 0 && !is_blocked && self.behind.is_empty()
     }
 
     fn is_idle(&self) -> bool {
-        let is_blocked = self.is_taken || self.is_waiting || self.is_parked || self.dead.is_some();
+        let is_blocked = self.is_taken || self.is_waiting || self.is_parked || self.is_behind_dead();
         !is_blocked && self.parking == 0 && self.behind.is_empty()
     }
 }

@@ -41,10 +41,14 @@ pub(super) enum Question {
         now: StoreTime,
         limit: usize,
     },
-    /// The oldest Delivery, with its event.
-    Probe,
-    /// Blocked keys, and which of them have a row that waits.
-    Keys,
+    /// The oldest Delivery that is not behind another one, with its event.
+    Probe {
+        blocks_on_dead: bool,
+    },
+    /// Blocked keys, and which of them have a row that waits or is dead.
+    Keys {
+        blocks_on_dead: bool,
+    },
     Parked {
         key: OrderKey,
         limit: usize,
@@ -60,7 +64,7 @@ pub(super) enum Reply {
     Owed(OwedPage),
     Waiting(WaitingPage),
     Probe(Option<(OwedRow, Origin, StoredEvent)>),
-    Keys { blocked: Vec<OrderKey>, waiting: Vec<OrderKey> },
+    Keys { blocked: Vec<OrderKey>, waiting: Vec<OrderKey>, dead: Vec<(OrderKey, Pos)> },
     Parked(Vec<OwedRow>),
     Bodies(Vec<StoredEvent>),
 }
@@ -84,7 +88,9 @@ pub(super) fn wanted(globals: &Globals, hook: &Hook, now: StoreTime) -> Option<W
         Some(Closed::Circuit) => {
             let at = hook.circuit.as_ref().and_then(|circuit| circuit.probe_at_ms()).map(StoreTime);
             let is_time = at.max(hook.probe_not_before).is_some_and(|at| at <= now);
-            return (is_time && hook.flying.is_empty()).then_some(Wanted::Probe);
+            // What is in the air decides which Delivery is the oldest of its key.
+            let is_quiet = hook.flying.is_empty() && hook.recording.is_empty();
+            return (is_time && is_quiet).then_some(Wanted::Probe);
         }
         Some(Closed::Hold | Closed::Pause) => return None,
         None => {}
@@ -152,14 +158,15 @@ impl Engine {
         let back_to = hook.back_to.take();
         match (question, reply) {
             (Question::Owed { limit, .. }, Reply::Owed(page)) => globals.take_owed(hook, page, limit, back_to),
-            (Question::Waiting { .. }, Reply::Waiting(page)) => globals.take_waiting(hook, page),
+            (Question::Waiting { .. }, Reply::Waiting(page)) => globals.take_waiting(hook, page, back_to),
             (Question::Parked { key, .. }, Reply::Parked(rows)) => globals.take_parked(hook, key, &rows),
-            (_, Reply::Keys { blocked, waiting }) => {
+            (_, Reply::Keys { blocked, waiting, dead }) => {
                 if let Some(keys) = hook.keys.as_mut().filter(|_| hook.closed.is_none()) {
-                    keys.load(&blocked, &waiting);
+                    keys.load(&blocked, &waiting, &dead);
+                    hook.free_keys();
                 }
             }
-            (_, Reply::Probe(found)) => globals.take_probe(hook, found, now),
+            (_, Reply::Probe(found)) => globals.take_probe(hook, found, back_to, now),
             // The shell answers each question in its kind.
             (_, _) => {}
         }
@@ -182,14 +189,42 @@ impl Globals {
                     let known = hook.flying.len() + hook.recording.len();
                     Question::Waiting { now, limit: window.min(DUE_ROWS) + known }
                 }
-                Wanted::Probe => Question::Probe,
-                Wanted::Keys => Question::Keys,
+                Wanted::Probe => Question::Probe { blocks_on_dead: hook.settings.blocks_on_dead },
+                Wanted::Keys => Question::Keys { blocks_on_dead: hook.settings.blocks_on_dead },
                 Wanted::Parked => match hook.keys.as_mut().and_then(|keys| keys.next_drain()) {
                     Some(key) => Question::Parked { key, limit: PARKED_ROWS + hook.recording.len() },
                     None => continue,
                 },
             });
         }
+    }
+
+    /// Owed rows from `from` on are read again. What is in memory of them goes:
+    /// it would be there twice.
+    pub(super) fn read_again(&mut self, hook: &mut Hook, from: Pos) {
+        if hook.keys.is_some() {
+            // Rows stand behind their keys as well.
+            self.unload(hook);
+        } else {
+            let freed = hook.unload_queue(from);
+            self.free(freed);
+        }
+        hook.set_back(from);
+    }
+
+    /// A row that was in flight is where it was in the store: read it again.
+    pub(super) fn reread(&mut self, hook: &mut Hook, pos: Pos, origin: Origin) {
+        match origin {
+            Origin::Owed => self.read_again(hook, pos),
+            Origin::Waiting | Origin::Parked => hook.reread(pos, origin),
+        }
+    }
+
+    /// Rows from `from` on changed in the store: those that wait may have ended.
+    pub(super) fn changed(&mut self, hook: &mut Hook, from: Pos) {
+        self.read_again(hook, from);
+        let freed = hook.unload_due(from);
+        self.free(freed);
     }
 
     fn take_owed(&mut self, hook: &mut Hook, page: OwedPage, limit: usize, back_to: Option<Pos>) {
@@ -220,17 +255,22 @@ impl Globals {
         if let Some(pos) = again {
             self.read_again(hook, pos);
         }
+        hook.free_keys();
     }
 
-    fn take_waiting(&mut self, hook: &mut Hook, page: WaitingPage) {
+    fn take_waiting(&mut self, hook: &mut Hook, page: WaitingPage, back_to: Option<Pos>) {
         // Keys that were forgotten meanwhile are loaded first: a row that is sent
         // before that would count as waiting for ever.
         if hook.closed.is_some() || hook.keys.as_ref().is_some_and(|keys| !keys.is_loaded) {
             hook.next_due = Some(StoreTime(i64::MIN));
             return;
         }
+        let upto = back_to.unwrap_or(Pos(u64::MAX));
         for row in page.rows {
-            if !hook.holds(row.pos) {
+            if row.pos > upto {
+                // Rows changed after this was read: it is read again.
+                hook.next_due = Some(StoreTime(i64::MIN));
+            } else if !hook.holds(row.pos) {
                 let item = Item::new(row, Origin::Waiting);
                 self.count_in(&item);
                 hook.due.push_back(item);
@@ -254,7 +294,13 @@ impl Globals {
         }
     }
 
-    fn take_probe(&mut self, hook: &mut Hook, found: Option<(OwedRow, Origin, StoredEvent)>, now: Now) {
+    fn take_probe(
+        &mut self,
+        hook: &mut Hook,
+        found: Option<(OwedRow, Origin, StoredEvent)>,
+        back_to: Option<Pos>,
+        now: Now,
+    ) {
         if hook.closed != Some(Closed::Circuit) {
             return;
         }
@@ -262,6 +308,10 @@ impl Globals {
             hook.probe_not_before = Some(now.store.plus_ms(PROBE_IDLE_MS));
             return;
         };
+        if back_to.is_some_and(|upto| row.pos > upto) {
+            // Rows changed after this was read: it is read again.
+            return;
+        }
         let is_crowded = self.flights.len() >= IN_FLIGHT_MAX
             || (hook.trust == Trust::Suspect && self.suspects >= SUSPECTS_MAX)
             || hook.holds(row.pos)
@@ -274,7 +324,7 @@ impl Globals {
         match stored {
             StoredEvent::Event(event) => {
                 if let (Some(keys), Some(key)) = (hook.keys.as_mut(), row.key) {
-                    keys.turn(key, row.pos, origin);
+                    keys.take(key, origin);
                 }
                 self.start(hook, Item { row, event: Some(event), origin, has_turn: true }, true, now);
             }
@@ -349,6 +399,10 @@ impl Globals {
     /// A row ends without an attempt: its outcome.
     pub(super) fn give_up(&mut self, hook: &mut Hook, row: OwedRow, reason: DeadReason) {
         self.push_outcome(hook, row, None, crate::store::Next::Dead(reason), After::Nothing);
-        self.key_is_done(hook, &row);
+        if hook.settings.blocks_on_dead {
+            self.key_blocks(hook, &row, true);
+        } else {
+            self.key_is_done(hook, &row);
+        }
     }
 }

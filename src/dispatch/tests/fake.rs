@@ -8,7 +8,7 @@ use crate::{
     api::webhook::{Dialect, VerificationMethod},
     dispatch::{
         HookView,
-        hook::Origin,
+        asking::{choose_probe, is_behind_dead},
         questions::{Question, Reply},
     },
     event::{Event, EventHead, EventId, Pos, StoreTime},
@@ -28,7 +28,7 @@ pub(super) struct FakeStore {
     pub(super) owed: BTreeMap<Key, OwedRow>,
     pub(super) retry: BTreeMap<Key, (StoreTime, OwedRow)>,
     pub(super) parked: BTreeMap<Key, OwedRow>,
-    pub(super) dead: BTreeMap<Key, DeadReason>,
+    pub(super) dead: BTreeMap<Key, (DeadReason, OwedRow)>,
     pub(super) delivered: BTreeMap<Key, u32>,
     /// Outcomes that did not fit.
     pub(super) ignored: u32,
@@ -78,17 +78,13 @@ impl FakeStore {
                 self.retry.insert(at, (due, row));
             }
             Next::Dead(reason) => {
-                self.dead.insert(at, reason);
+                self.dead.insert(at, (reason, row));
             }
             Next::Park => {
                 self.parked.insert(at, row);
             }
             Next::Back => {}
         }
-    }
-
-    pub(super) fn pending(&self) -> usize {
-        self.owed.len() + self.retry.len() + self.parked.len()
     }
 
     pub(super) fn owed_page(&self, hook: HookId, after: Pos, limit: usize) -> OwedPage {
@@ -119,6 +115,17 @@ impl FakeStore {
         keys
     }
 
+    fn dead_keys(&self, hook: HookId, blocks_on_dead: bool) -> Vec<(OrderKey, Pos)> {
+        let dead = self.dead.iter().filter(|((of, _), _)| blocks_on_dead && *of == hook);
+        dead.filter_map(|((_, pos), (_, row))| row.key.map(|key| (key, *pos))).collect()
+    }
+
+    /// A dead Delivery is owed again, as a Replay does it.
+    pub(super) fn reopen(&mut self, hook: HookId, pos: Pos) {
+        let (_, row) = self.dead.remove(&(hook, pos)).unwrap();
+        self.owed.insert((hook, pos), OwedRow { tries: 0, shape: None, ..row });
+    }
+
     pub(super) fn parked_rows(&self, hook: HookId, key: OrderKey, limit: usize) -> Vec<OwedRow> {
         let rows = self.parked.iter().filter(|((of, _), row)| *of == hook && row.key == Some(key));
         rows.map(|(_, row)| *row).take(limit).collect()
@@ -133,22 +140,30 @@ impl FakeStore {
         match question {
             Question::Owed { after, limit } => Reply::Owed(self.owed_page(hook, *after, *limit)),
             Question::Waiting { now, limit } => Reply::Waiting(self.waiting_page(hook, *now, *limit)),
-            Question::Keys => {
+            Question::Keys { blocks_on_dead } => {
+                let dead = self.dead_keys(hook, *blocks_on_dead);
                 let waiting = self.waiting_page(hook, StoreTime(i64::MAX), usize::MAX).rows;
                 Reply::Keys {
                     blocked: self.blocked_keys(hook, 1_025),
                     waiting: waiting.iter().filter_map(|row| row.key).collect(),
+                    dead,
                 }
             }
             Question::Parked { key, limit } => Reply::Parked(self.parked_rows(hook, *key, *limit)),
             Question::Bodies { positions } => Reply::Bodies(self.bodies(positions)),
-            Question::Probe => {
-                let owed = self.owed_page(hook, Pos(0), 1).rows.into_iter().map(|row| (row, Origin::Owed));
-                let waiting = self.waiting_page(hook, StoreTime(i64::MAX), 64).rows;
-                let waiting = waiting.into_iter().map(|row| (row, Origin::Waiting));
-                let parked = self.parked.range((hook, Pos(0))..=(hook, Pos(u64::MAX)));
-                let parked = parked.map(|(_, row)| (*row, Origin::Parked)).take(1);
-                let found = owed.chain(waiting).min_by_key(|(row, _)| row.pos).or_else(|| parked.last());
+            Question::Probe { blocks_on_dead } => {
+                let dead = self.dead_keys(hook, *blocks_on_dead);
+                let owed = self.owed_page(hook, Pos(0), 64).rows.into_iter().find(|row| !is_behind_dead(&dead, row));
+                let page = self.waiting_page(hook, StoreTime(i64::MAX), 64);
+                let key = match owed {
+                    Some(row) => row.key,
+                    None => {
+                        let mut keys = self.blocked_keys(hook, 1_025).into_iter();
+                        keys.find(|key| page.rows.is_empty() && dead.iter().all(|(dead, _)| dead != key))
+                    }
+                };
+                let parked = key.and_then(|key| self.parked_rows(hook, key, 1).first().copied());
+                let found = choose_probe(owed, &page.rows, page.next_due.is_some(), parked);
                 Reply::Probe(found.map(|(row, origin)| (row, origin, self.bodies(&[row.pos])[0].clone())))
             }
         }

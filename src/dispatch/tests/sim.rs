@@ -128,6 +128,19 @@ impl Sim {
         self.tell(News::Changed { hook: HookId(hook), from: pos });
     }
 
+    /// A dead Delivery is owed again, and the store tells of it.
+    pub(super) fn reopen(&mut self, hook: i64, pos: Pos) {
+        self.store.reopen(HookId(hook), pos);
+        self.tell(News::Changed { hook: HookId(hook), from: pos });
+    }
+
+    /// A dead Delivery is dismissed, or a row that waits has expired.
+    pub(super) fn end(&mut self, hook: i64, pos: Pos) {
+        let at = (HookId(hook), pos);
+        assert!(self.store.dead.remove(&at).is_some() || self.store.retry.remove(&at).is_some());
+        self.tell(News::Changed { hook: HookId(hook), from: pos });
+    }
+
     fn tell(&mut self, news: News) {
         // In the order of the commits.
         self.last_news = self.last_news.max(self.now + self.rng.random_range(0..=self.store_ms));
@@ -254,6 +267,20 @@ impl Sim {
         let globals = &self.engine.globals;
         assert_eq!((globals.rows, globals.bytes, globals.flights.len(), globals.suspects), (0, 0, 0, 0));
         assert_eq!((globals.open_questions, globals.open_bodies, globals.unrecorded.len()), (0, 0, 0));
+    }
+
+    /// Time and position of each attempt of a hook, in order.
+    pub(super) fn attempts_of(&self, hook: i64) -> Vec<(i64, Pos)> {
+        self.attempts.iter().filter(|(_, of, _)| *of == HookId(hook)).map(|(at, _, pos)| (*at, *pos)).collect()
+    }
+
+    /// Positions that were attempted at a hook, in order.
+    pub(super) fn order_of(&self, hook: i64) -> Vec<u64> {
+        self.attempts_of(hook).into_iter().map(|(_, pos)| pos.0).collect()
+    }
+
+    pub(super) fn key_of(&self, pos: Pos) -> Option<OrderKey> {
+        self.keys.get(&pos).copied()
     }
 
     pub(super) fn delivered(&self) -> usize {
