@@ -4,7 +4,7 @@
 mod dns;
 mod http;
 mod service;
-mod tls;
+pub(crate) mod tls;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -31,20 +31,20 @@ use super::{AMPLE, SHORT, budgets, clients, destination, endpoint, post};
 
 const HOST: &str = "hooks.example.com";
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new([]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
-    fn issue(&self, params: CertificateParams) -> (String, String) {
+    pub(crate) fn issue(&self, params: CertificateParams) -> (String, String) {
         let issuer: &Issuer<'static, KeyPair> = &self.0;
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
@@ -59,11 +59,14 @@ fn none() -> TlsMaterial {
     TlsMaterial { ca_pem: None, client_certificate_pem: None, client_key_pem: None, min_version: None }
 }
 
-fn for_name(name: &str) -> CertificateParams {
+pub(crate) fn for_name(name: &str) -> CertificateParams {
     CertificateParams::new([name.to_owned()]).unwrap()
 }
 
-fn server_config((certificate, key): (String, String), client_authority: Option<&Authority>) -> ServerConfig {
+pub(crate) fn server_config(
+    (certificate, key): (String, String),
+    client_authority: Option<&Authority>,
+) -> ServerConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
     let builder = match client_authority {
@@ -79,7 +82,7 @@ fn server_config((certificate, key): (String, String), client_authority: Option<
     builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
 }
 
-async fn serve(config: ServerConfig) -> SocketAddr {
+pub(crate) async fn serve(config: ServerConfig) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
