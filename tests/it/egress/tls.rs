@@ -82,7 +82,7 @@ pub(crate) fn server_config(
     builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
 }
 
-pub(crate) async fn serve(config: ServerConfig) -> SocketAddr {
+async fn serve(config: ServerConfig) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
@@ -104,7 +104,7 @@ pub(crate) async fn serve(config: ServerConfig) -> SocketAddr {
 
 async fn send(address: SocketAddr, material: Option<&TlsMaterial>) -> Result<EgressAnswer, EgressError> {
     let to = destination(&format!("https://{HOST}:{}/hook", address.port()));
-    clients().client(material).unwrap().send(&to, post("{}"), budgets(AMPLE)).await
+    clients().client("shop", material).unwrap().send(&to, post("{}"), budgets(AMPLE)).await
 }
 
 fn check(result: Result<EgressAnswer, EgressError>, expected: CertificateFailure) {
@@ -201,7 +201,7 @@ async fn plain_http_on_a_tls_port_is_a_tls_failure() {
     .await;
     assert_eq!(send(plain, None).await.unwrap_err().failure(), Failure::Tls);
     let to = destination(&format!("https://{address}/hook"));
-    let result = clients().client(None).unwrap().send(&to, post("{}"), budgets(SHORT)).await;
+    let result = clients().client("shop", None).unwrap().send(&to, post("{}"), budgets(SHORT)).await;
     assert_eq!(result.unwrap_err().failure(), Failure::ConnectTimedOut);
 }
 
@@ -260,13 +260,13 @@ async fn clients_with_settings_of_their_own_share_connections_until_too_many_oth
     let to = destination(&format!("https://{HOST}:{}/hook", address.port()));
     let clients = clients();
     let material = authority.trusted();
-    clients.client(Some(&material)).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+    clients.client("shop", Some(&material)).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
     assert_eq!(clients.open_connections(), 1);
     for number in 0..TLS_CLIENTS_MAX {
         // Text around the blocks changes the material and not its meaning.
         let ca_pem = Some(format!("# {number}\n{}", authority.pem()));
-        clients.client(Some(&TlsMaterial { ca_pem, ..none() })).unwrap();
+        clients.client("shop", Some(&TlsMaterial { ca_pem, ..none() })).unwrap();
     }
     // The first client is forgotten; a new one has no connection yet.
-    clients.client(Some(&material)).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+    clients.client("shop", Some(&material)).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
 }

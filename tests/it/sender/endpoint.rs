@@ -5,11 +5,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
 };
+use tokio_rustls::TlsAcceptor;
 
 /// What a connection begins with that the test itself opens.
 const SENTINEL: &[u8] = b"SENTINEL";
@@ -72,6 +74,21 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// Answers every request with this.
     pub(super) async fn new(reply: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
+        Self::listen(None, reply).await
+    }
+
+    /// The same over TLS.
+    pub(super) async fn tls(
+        config: ServerConfig,
+        reply: impl Fn(&Received) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(Some(TlsAcceptor::from(Arc::new(config))), reply).await
+    }
+
+    async fn listen(
+        tls: Option<TlsAcceptor>,
+        reply: impl Fn(&Received) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let notes: Arc<Mutex<Notes>> = Arc::default();
@@ -85,7 +102,18 @@ impl Endpoint {
                     notes.connections += 1;
                     notes.connections
                 };
-                tokio::spawn(serve(stream, number, Arc::clone(&notes), Arc::clone(&reply), Arc::clone(&changed)));
+                let (tls, notes, reply, changed) =
+                    (tls.clone(), Arc::clone(&notes), Arc::clone(&reply), Arc::clone(&changed));
+                tokio::spawn(async move {
+                    match tls {
+                        None => serve(stream, number, notes, reply, changed).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, number, notes, reply, changed).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         endpoint
