@@ -15,7 +15,6 @@ use std::{
     net::IpAddr,
     path::Path,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -190,9 +189,13 @@ fn entry(object: &Value) -> Arc<WebhookEntry> {
 
 /// The status that the controller writes when it has verified an endpoint.
 fn verification(spec: &Value, endpoint: &str) -> Value {
+    verification_of("uid-orders", spec, endpoint)
+}
+
+fn verification_of(uid: &str, spec: &Value, endpoint: &str) -> Value {
     let webhook = entry(&object(spec, &json!({ "state": "Unverified" })));
     let bound = Bound {
-        uid: "uid-orders",
+        uid,
         endpoint,
         method: webhook.method,
         http_method: webhook.sending.http_method,

@@ -11,7 +11,11 @@ use posthorn::{
 use serde_json::json;
 use tokio::time::{Instant, pause};
 
-use super::{Endpoint, Rig, endpoint::{Reply, answer}, merged, verified};
+use super::{
+    Endpoint, Rig,
+    endpoint::{Reply, answer},
+    merged, verified,
+};
 
 /// What an attempt keeps of an answer's body at most.
 const KEPT_BYTES_MAX: usize = 1024;
@@ -90,7 +94,8 @@ async fn an_answer_that_never_comes_ends_with_the_time_out_of_the_webhook() {
 
 #[tokio::test]
 async fn an_answer_that_never_ends_does_too() {
-    check_ends(|| Reply::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf".to_vec()), Reason::BodyTimedOut).await;
+    check_ends(|| Reply::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf".to_vec()), Reason::BodyTimedOut)
+        .await;
 }
 
 #[tokio::test]

@@ -2,11 +2,15 @@
 
 use posthorn::{
     api::Reason,
-    dispatch::AttemptSender,
+    dispatch::{AttemptEnd, AttemptSender, FailureKind},
 };
 use serde_json::json;
 
-use super::{Endpoint, Rig, endpoint::{Reply, answer}, entry, job, merged, object, verification, verified};
+use super::{
+    Endpoint, Rig,
+    endpoint::{Reply, answer},
+    entry, job, merged, object, verification_of, verified,
+};
 
 #[tokio::test]
 async fn one_connection_serves_one_attempt_after_the_other() {
@@ -27,15 +31,16 @@ async fn namespaces_share_no_connection() {
     let rig = Rig::new();
     let spec = json!({ "url": endpoint.url("/hook"), "dialect": "Impira", "signing": { "none": true } });
     let webhook = |uid: &str| {
-        let mut object = object(&spec, &verification(&spec, &endpoint.url("/hook")));
+        let mut object = object(&spec, &verification_of(uid, &spec, &endpoint.url("/hook")));
         object["metadata"]["uid"] = json!(uid);
         entry(&object)
     };
-    let shop = webhook("uid-orders");
-    for namespace in ["shop", "bank", "shop", "bank"] {
-        let mut job = job(&shop);
+    let (shop, bank) = (webhook("uid-shop"), webhook("uid-bank"));
+    for (namespace, webhook) in [("shop", &shop), ("bank", &bank), ("shop", &shop), ("bank", &bank)] {
+        let mut job = job(webhook);
         job.namespace = namespace.into();
-        rig.sender.attempt(job).await;
+        let end = rig.sender.attempt(job).await.end;
+        assert!(matches!(end, AttemptEnd::Answered { code: 200, .. }), "{end:?}");
     }
     let connections: Vec<_> = endpoint.requests().iter().map(|request| request.connection).collect();
     assert_eq!(connections, [1, 2, 1, 2]);
@@ -70,7 +75,9 @@ async fn bytes_that_nobody_asked_for_are_no_answer_to_the_next_request() {
 
 #[tokio::test]
 async fn a_name_that_leads_inside_after_its_verification_is_refused_at_every_dial() {
-    let endpoint = Endpoint::new(|_| Reply::Close(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_vec())).await;
+    let endpoint =
+        Endpoint::new(|_| Reply::Close(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_vec()))
+            .await;
     let rig = Rig::new();
     let url = format!("http://hooks.example.com:{}/hook", endpoint.address.port());
     let webhook = verified(&json!({ "url": url }));
@@ -89,10 +96,7 @@ async fn a_name_that_leads_inside_after_its_verification_is_refused_at_every_dia
     for addresses in answers {
         rig.names.set(addresses);
         let report = rig.attempt(&webhook).await;
-        let expected = posthorn::dispatch::AttemptEnd::Failed {
-            reason: Reason::DestinationNotAllowed,
-            kind: posthorn::dispatch::FailureKind::Other,
-        };
+        let expected = AttemptEnd::Failed { reason: Reason::DestinationNotAllowed, kind: FailureKind::Other };
         assert_eq!(report.end, expected, "{addresses:?}");
         let told = format!("{:?}", report.detail);
         for address in addresses {
@@ -112,7 +116,17 @@ async fn the_headers_of_the_tenant_arrive_and_none_that_frames_the_message() {
         let headers = json!({ "headers": [{ "name": name, "value": value }] });
         verified(&merged(json!({ "url": endpoint.url("/hook") }), &headers))
     };
-    for name in ["Host", "content-length", "Transfer-Encoding", "connection", "expect", "webhook-id", "ce-id", "cookie", "x-forwarded-for"] {
+    for name in [
+        "Host",
+        "content-length",
+        "Transfer-Encoding",
+        "connection",
+        "expect",
+        "webhook-id",
+        "ce-id",
+        "cookie",
+        "x-forwarded-for",
+    ] {
         assert_eq!(rig.hold(&with(name, "1")).await.reason, Reason::InvalidHeader, "{name}");
     }
     assert_eq!(rig.hold(&with("x-a", "one\r\nx-b: two")).await.reason, Reason::InvalidHeader);

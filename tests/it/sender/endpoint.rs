@@ -78,17 +78,11 @@ impl Endpoint {
     }
 
     /// The same over TLS.
-    pub(super) async fn tls(
-        config: ServerConfig,
-        reply: impl Fn(&Received) -> Reply + Send + Sync + 'static,
-    ) -> Self {
+    pub(super) async fn tls(config: ServerConfig, reply: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
         Self::listen(Some(TlsAcceptor::from(Arc::new(config))), reply).await
     }
 
-    async fn listen(
-        tls: Option<TlsAcceptor>,
-        reply: impl Fn(&Received) -> Reply + Send + Sync + 'static,
-    ) -> Self {
+    async fn listen(tls: Option<TlsAcceptor>, reply: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let notes: Arc<Mutex<Notes>> = Arc::default();
@@ -233,7 +227,8 @@ async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>, conne
         (name.to_owned(), value.to_owned())
     };
     let headers: Vec<_> = lines.map(split).collect();
-    let length = headers.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, value)| value.parse().unwrap());
+    let length =
+        headers.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, value)| value.parse().unwrap());
     let end = head_end + 4 + length;
     while buffer.len() < end {
         if stream.read_buf(buffer).await.unwrap_or(0) == 0 {

@@ -11,7 +11,9 @@ use posthorn::{
 };
 use serde_json::{Value, json};
 
-use super::{Endpoint, NAMESPACE, Rig, entry, fingerprint_key, job, merged, object, seconds, verification, verified, verified_at};
+use super::{
+    Endpoint, NAMESPACE, Rig, entry, fingerprint_key, job, merged, object, seconds, verification, verified, verified_at,
+};
 
 /// A spec and the status of its verification, which a row of the table changes.
 struct Case {
@@ -55,7 +57,11 @@ fn rows() -> Vec<Row> {
         ("end moved", |case, _| case.status["validUntil"] = json!(Time(seconds(7200))), Reason::Unverified),
         ("start moved", |case, _| case.status["verifiedTime"] = json!(Time(seconds(0))), Reason::Unverified),
         ("end removed", |case, _| case.status["validUntil"] = json!(null), Reason::Unverified),
-        ("by another's key", |case, _| forge(case, &FingerprintKey::new([8; 32]), "uid-orders", 3600), Reason::Unverified),
+        (
+            "by another's key",
+            |case, _| forge(case, &FingerprintKey::new([8; 32]), "uid-orders", 3600),
+            Reason::Unverified,
+        ),
         ("of another Webhook", |case, _| forge(case, &fingerprint_key(), "uid-other", 3600), Reason::Unverified),
         ("run out", |case, _| forge(case, &fingerprint_key(), "uid-orders", -1), Reason::VerificationExpired),
     ]
@@ -181,7 +187,11 @@ async fn the_rules_of_the_pool_are_those_of_the_attempt() {
     rig.clients.send_replace(Some(Arc::new(renewed)));
     let before = endpoint.connections().await;
     rig.failure(&webhook).await;
-    assert_eq!((endpoint.requests().len(), endpoint.connections().await), (1, before), "not even on the old connection");
+    assert_eq!(
+        (endpoint.requests().len(), endpoint.connections().await),
+        (1, before),
+        "not even on the old connection"
+    );
 }
 
 #[test]

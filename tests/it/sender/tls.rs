@@ -22,7 +22,10 @@ fn client_certificate(authority: &Authority) -> (String, String) {
 #[tokio::test]
 async fn an_authority_from_a_secret_is_trusted_and_no_other_is() {
     let (authority, another) = (Authority::new(), Authority::new());
-    let port = Endpoint::tls(server_config(authority.issue(for_name(HOST)), None), |_| answer(200, "", "")).await.address.port();
+    let port = Endpoint::tls(server_config(authority.issue(for_name(HOST)), None), |_| answer(200, "", ""))
+        .await
+        .address
+        .port();
     let vault = Vault::default();
     vault.put("ca", json!({ "ca.crt": authority.pem(), "other": another.pem() }));
     let rig = Rig::with(vault, None);
@@ -36,7 +39,11 @@ async fn an_authority_from_a_secret_is_trusted_and_no_other_is() {
 #[tokio::test]
 async fn a_client_certificate_is_shown_to_who_asks_for_it() {
     let (authority, of_clients) = (Authority::new(), Authority::new());
-    let port = Endpoint::tls(server_config(authority.issue(for_name(HOST)), Some(&of_clients)), |_| answer(200, "", "")).await.address.port();
+    let port =
+        Endpoint::tls(server_config(authority.issue(for_name(HOST)), Some(&of_clients)), |_| answer(200, "", ""))
+            .await
+            .address
+            .port();
     let (certificate, key) = client_certificate(&of_clients);
     let (foreign_certificate, foreign_key) = client_certificate(&authority);
     let vault = Vault::default();
@@ -45,7 +52,8 @@ async fn a_client_certificate_is_shown_to_who_asks_for_it() {
     vault.put_as("foreign", "kubernetes.io/tls", &json!({ "tls.crt": foreign_certificate, "tls.key": foreign_key }));
     let rig = Rig::with(vault, None);
     let ca = json!({ "caRef": { "name": "ca", "key": "ca.crt" } });
-    let with = |name: &str| verified(&spec(port, &merged(ca.clone(), &json!({ "clientCertificateRef": { "name": name } }))));
+    let with =
+        |name: &str| verified(&spec(port, &merged(ca.clone(), &json!({ "clientCertificateRef": { "name": name } }))));
     assert_eq!(rig.code(&with("client")).await, 200);
     assert_ne!(rig.failure(&with("foreign")).await, Reason::Internal);
     assert_ne!(rig.failure(&verified(&spec(port, &ca))).await, Reason::Internal);
@@ -57,7 +65,11 @@ async fn a_client_certificate_is_shown_to_who_asks_for_it() {
 #[tokio::test]
 async fn a_client_certificate_that_was_renewed_is_used_from_the_next_reading_on() {
     let (authority, old_clients, new_clients) = (Authority::new(), Authority::new(), Authority::new());
-    let port = Endpoint::tls(server_config(authority.issue(for_name(HOST)), Some(&new_clients)), |_| answer(200, "", "")).await.address.port();
+    let port =
+        Endpoint::tls(server_config(authority.issue(for_name(HOST)), Some(&new_clients)), |_| answer(200, "", ""))
+            .await
+            .address
+            .port();
     let (certificate, key) = client_certificate(&old_clients);
     let vault = Vault::default();
     vault.put("ca", json!({ "ca.crt": authority.pem() }));

@@ -75,7 +75,9 @@ impl Vault {
             match state.mood {
                 Mood::Hangs => Answer::Never,
                 Mood::Code(code) => status(code),
-                Mood::Up => state.secrets.get(name).map_or_else(|| status(404), |secret| Answer::Json(200, secret.clone())),
+                Mood::Up => {
+                    state.secrets.get(name).map_or_else(|| status(404), |secret| Answer::Json(200, secret.clone()))
+                }
             }
         })
     }
