@@ -36,6 +36,9 @@ impl Received {
     }
 }
 
+/// Told instead of a number of requests.
+const FLOOD_BROKE: usize = usize::MAX;
+
 /// What the endpoint says to a request.
 pub(super) enum Reply {
     /// These bytes; then it waits for the next request.
@@ -133,7 +136,9 @@ impl Endpoint {
         requests.remove(0)
     }
 
-    pub(super) fn flooded(&self) -> usize {
+    /// Until nobody takes the bytes of a flood any more: how many were taken.
+    pub(super) async fn until_flood_broke(&self) -> usize {
+        self.until_requests(FLOOD_BROKE).await;
         self.notes.lock().unwrap().flooded
     }
 
@@ -200,6 +205,7 @@ async fn serve(
                 while stream.write_all(&rest).await.is_ok() {
                     notes.lock().unwrap().flooded += rest.len();
                 }
+                changed.send_replace(FLOOD_BROKE);
                 return;
             }
         }

@@ -48,10 +48,11 @@ async fn a_secret_is_read_once_and_again_after_five_minutes() {
     }
     assert_eq!(rig.vault.gets(), [SIGNING]);
     rig.vault.put(SIGNING, json!({ "secret": OLD_KEY }));
-    pass(Pace::default().fresh - Duration::from_secs(1)).await;
+    // Wide apart: a machine that is busy lets some real time pass as well.
+    pass(Pace::default().fresh - Duration::from_secs(60)).await;
     rig.code(&webhook).await;
     assert_eq!(rig.vault.gets().len(), 1, "still fresh");
-    pass(Duration::from_secs(1)).await;
+    pass(Duration::from_secs(60)).await;
     rig.code(&webhook).await;
     let requests = endpoint.requests();
     assert_eq!(rig.vault.gets().len(), 2);
