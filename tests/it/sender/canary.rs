@@ -14,7 +14,7 @@ use tracing::{Level, subscriber::DefaultGuard};
 
 use super::{
     Endpoint, Rig, SIGNING,
-    endpoint::{Reply, answer},
+    endpoint::{Received, Reply, answer},
     event, job_with, merged,
     vault::{Mood, Vault},
     verified, verified_at,
@@ -94,9 +94,11 @@ fn check_clean(what: &str, text: &str) {
     assert!(found.is_none(), "{what}: {found:?}");
 }
 
+type Answers = fn(&Received) -> Reply;
+
 #[tokio::test]
 async fn no_secret_is_told_whatever_the_endpoint_does() {
-    let replies: [(&str, fn(&super::endpoint::Received) -> Reply); 6] = [
+    let replies: [(&str, Answers); 6] = [
         ("200", |_| answer(200, "", BODY)),
         ("401", |_| answer(401, "", BODY)),
         ("500", |_| answer(500, "", BODY)),
