@@ -72,7 +72,7 @@ impl Prober {
         let parsed = EgressRequest::parse(&request.method, headers, request.body.clone().into_bytes())
             .map_err(|error| Failed { reason: Reason::InvalidHeader, message: error.to_string() })?;
         let client = clients
-            .client(request.tls.as_ref())
+            .client(&request.namespace, request.tls.as_ref())
             .map_err(|error| Failed { reason: error.reason(), message: error.message() })?;
         let destination = timeout(total.mul_f64(LOOK_UP_SHARE), self.destination(clients, request));
         let destination = destination.await.unwrap_or_else(|_elapsed| Err(look_up_timed_out(&request.target)))?;

@@ -1,9 +1,11 @@
 //! One request, one answer, within a budget.
 
 use std::{
+    borrow::Borrow,
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -20,7 +22,7 @@ use hyper_util::{
     client::legacy::{self, connect::capture_connection},
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls::RootCertStore;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -44,6 +46,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const IDLE_PER_HOST_MAX: usize = 64;
 /// Clients with TLS settings of their own that are kept.
 pub const TLS_CLIENTS_MAX: usize = 256;
+/// Clients for the public authorities that are kept, one a tenant.
+pub const PLAIN_CLIENTS_MAX: usize = 4096;
 
 /// The buffer of a connection: the headers and room for a status line. hyper
 /// gives up when it is full without a whole head in it.
@@ -266,41 +270,53 @@ fn join(first: Bytes, rest: BytesMut) -> Bytes {
     all.freeze()
 }
 
-/// Clients by the hash of their TLS material, and when each was asked for last,
-/// in calls.
-#[derive(Default)]
-struct Cache {
-    clients: HashMap<[u8; 32], (Client, u64)>,
+/// Clients, and when each was asked for last, in calls.
+struct Cache<K> {
+    clients: HashMap<K, (Client, u64)>,
     calls: u64,
+    clients_max: usize,
 }
 
-impl Cache {
-    fn get(&mut self, key: &[u8; 32]) -> Option<Client> {
+impl<K: Clone + Eq + Hash> Cache<K> {
+    fn new(clients_max: usize) -> Self {
+        Self { clients: HashMap::new(), calls: 0, clients_max }
+    }
+
+    fn get<Q>(&mut self, key: &Q) -> Option<Client>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
         self.calls += 1;
         let (client, used) = self.clients.get_mut(key)?;
         *used = self.calls;
         Some(client.clone())
     }
 
-    fn insert(&mut self, key: [u8; 32], client: Client) {
-        if self.clients.len() >= TLS_CLIENTS_MAX {
-            let oldest = self.clients.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
+    fn insert(&mut self, key: K, client: Client) {
+        if self.clients.len() >= self.clients_max {
+            let oldest = self.clients.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
             oldest.and_then(|key| self.clients.remove(&key));
         }
         self.clients.insert(key, (client, self.calls));
     }
 }
 
-/// The clients of a process under one policy: one for the public authorities, one
-/// for each other set of TLS settings.
+/// The clients of a process under one policy: for each tenant one for the public
+/// authorities, and one for each other set of TLS settings. Tenants share no
+/// connection, even to one host: what an endpoint of one of them leaves on it
+/// must not become the answer to another one's event.
 pub struct Clients {
     guard: Guard,
     policy: Arc<EgressPolicy>,
     resolver: Arc<dyn Resolve>,
     roots: Arc<RootCertStore>,
     open: OpenConnections,
-    plain: Client,
-    by_material: Mutex<Cache>,
+    /// For the public authorities.
+    config: Arc<ClientConfig>,
+    plain: Mutex<Cache<Box<str>>>,
+    /// By tenant and the hash of the TLS material.
+    by_material: Mutex<Cache<(Box<str>, [u8; 32])>>,
 }
 
 impl Clients {
@@ -334,8 +350,9 @@ impl Clients {
     ) -> Result<Self, TlsError> {
         let guard = Guard::new(policy.clone(), resolver.clone());
         let config = Arc::new(tls::configure(None, &roots)?);
-        let plain = Client::new(Connector::new(Dialer::new(guard.clone(), open.clone()), config));
-        Ok(Self { guard, policy, resolver, roots, open, plain, by_material: Mutex::default() })
+        let plain = Mutex::new(Cache::new(PLAIN_CLIENTS_MAX));
+        let by_material = Mutex::new(Cache::new(TLS_CLIENTS_MAX));
+        Ok(Self { guard, policy, resolver, roots, open, config, plain, by_material })
     }
 
     /// The policy.
@@ -348,22 +365,38 @@ impl Clients {
         self.open.count()
     }
 
-    /// The client for these TLS settings; none means the public authorities.
-    /// Beyond [`TLS_CLIENTS_MAX`] the one that was used longest ago is forgotten.
+    /// The client of a tenant for these TLS settings; none means the public
+    /// authorities. Beyond [`PLAIN_CLIENTS_MAX`] and [`TLS_CLIENTS_MAX`] the one
+    /// that was used longest ago is forgotten.
     ///
     /// # Errors
     /// [`TlsError`] if the settings cannot be used.
-    pub fn client(&self, material: Option<&TlsMaterial>) -> Result<Client, TlsError> {
-        let Some(material) = material else { return Ok(self.plain.clone()) };
-        let key = tls::fingerprint(material);
-        // A panic elsewhere leaves the map whole: every change is one operation.
-        let mut cache = self.by_material.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn client(&self, tenant: &str, material: Option<&TlsMaterial>) -> Result<Client, TlsError> {
+        let Some(material) = material else {
+            let mut cache = lock(&self.plain);
+            if let Some(client) = cache.get(tenant) {
+                return Ok(client);
+            }
+            let client = self.connect_by(Arc::clone(&self.config));
+            cache.insert(tenant.into(), client.clone());
+            return Ok(client);
+        };
+        let key = (Box::from(tenant), tls::fingerprint(material));
+        let mut cache = lock(&self.by_material);
         if let Some(client) = cache.get(&key) {
             return Ok(client);
         }
-        let config = Arc::new(tls::configure(Some(material), &self.roots)?);
-        let client = Client::new(Connector::new(Dialer::new(self.guard.clone(), self.open.clone()), config));
+        let client = self.connect_by(Arc::new(tls::configure(Some(material), &self.roots)?));
         cache.insert(key, client.clone());
         Ok(client)
     }
+
+    fn connect_by(&self, config: Arc<ClientConfig>) -> Client {
+        Client::new(Connector::new(Dialer::new(self.guard.clone(), self.open.clone()), config))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves the map whole: every change is one operation.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

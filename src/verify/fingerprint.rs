@@ -97,8 +97,9 @@ impl FingerprintKey {
     /// Every field goes in with its length before it, so that no two lists of
     /// fields make the same message; the purpose comes first.
     fn mac(&self, purpose: &str, fields: &[&[u8]]) -> [u8; 32] {
-        let mut message = Vec::new();
-        for field in [purpose.as_bytes()].iter().chain(fields) {
+        let all = || [purpose.as_bytes()].into_iter().chain(fields.iter().copied());
+        let mut message = Vec::with_capacity(all().map(|field| size_of::<u64>() + field.len()).sum());
+        for field in all() {
             message.extend_from_slice(&(field.len() as u64).to_be_bytes());
             message.extend_from_slice(field);
         }

@@ -4,7 +4,7 @@
 mod dns;
 mod http;
 mod service;
-mod tls;
+pub(crate) mod tls;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -144,5 +144,5 @@ async fn endpoint(answer: impl Into<Vec<u8>>) -> SocketAddr {
 
 async fn send(address: SocketAddr, total: Duration) -> Result<EgressAnswer, EgressError> {
     let to = destination(&format!("http://{address}/hook"));
-    clients().client(None).unwrap().send(&to, post("{}"), budgets(total)).await
+    clients().client("shop", None).unwrap().send(&to, post("{}"), budgets(total)).await
 }

@@ -19,6 +19,7 @@ mod ingest;
 mod internal_api;
 mod plugin;
 mod registrar;
+mod sender;
 mod store;
 mod store_command;
 mod store_faults;

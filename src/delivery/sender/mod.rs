@@ -53,7 +53,7 @@ use tokio::{
 };
 
 use self::{
-    detail::{Sent, detail},
+    detail::Head,
     failure::{NotMade, not_allowed},
     gate::{STARTING_RETRY, hold},
     prepared::{Prepared, Target},
@@ -68,7 +68,7 @@ use crate::{
     egress::{Budgets, Clients, Destination, EgressAnswer, Failure, ServiceResolver},
     policy::retry_after,
     routing::index::WebhookEntry,
-    runtime::clock,
+    runtime::{clock, secret::SecretString},
     store::AttemptDetail,
     verify::fingerprint::FingerprintKey,
 };
@@ -204,24 +204,19 @@ impl Inner {
             Ok(composed) => composed,
             Err(not_made) => return told(not_made),
         };
-        let headers = composed.request.headers.clone();
+        let head = Head::new(destination, &composed.request.headers);
         let budgets = Budgets { total: left, body_bytes_max: ANSWER_BODY_BYTES_MAX };
         let answer = prepared.client.send(destination, composed.request, budgets).await;
-        let secrets: Vec<&str> =
-            prepared.masks.iter().map(|mask| mask.expose()).chain(composed.signatures.iter().map(|s| &**s)).collect();
-        let sent = Sent {
-            destination,
-            headers: &headers,
-            shown: &|name| !prepared.headers.contains_key(name) && !request::is_signature(job.webhook.dialect, name),
-            secrets: &secrets,
-        };
         match answer {
             Ok(answer) => {
                 if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                     self.secrets.distrust(&job.webhook);
                 }
                 let end = AttemptEnd::Answered { code: answer.status.as_u16(), retry_after: retry_after(&answer) };
-                (end, Some(detail(&sent, Ok(&answer))))
+                let masks = prepared.masks.iter().map(SecretString::expose);
+                let secrets: Vec<&str> =
+                    masks.chain(composed.signatures.iter().flat_map(|s| request::signatures_in(s))).collect();
+                (end, Some(head.answered(&answer, &secrets)))
             }
             Err(error) => {
                 if matches!(error.failure(), Failure::NotAllowed | Failure::Internal)
@@ -230,7 +225,7 @@ impl Inner {
                     not_allowed(&job.namespace, &job.webhook.name, &error);
                 }
                 let (end, message) = NotMade::from(&error).into_end();
-                (end, Some(detail(&sent, Err(message.as_deref().unwrap_or_default()))))
+                (end, Some(head.unanswered(message.as_deref().unwrap_or_default())))
             }
         }
     }

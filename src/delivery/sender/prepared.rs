@@ -70,7 +70,7 @@ impl Prepared {
         material: Arc<Material>,
         clients: &Arc<Clients>,
     ) -> Result<Self, NotMade> {
-        let client = clients.client(material.tls.as_ref()).map_err(|error| tls(&error))?;
+        let client = clients.client(namespace, material.tls.as_ref()).map_err(|error| tls(&error))?;
         let (target, path) = target(namespace, webhook, &material, clients)?;
         let headers = headers(webhook, &material)?;
         let masks = masks(webhook, &material, &path);

@@ -79,6 +79,11 @@ pub(super) fn is_signature(dialect: Dialect, name: &HeaderName) -> bool {
     scheme::of(dialect).is_some_and(|scheme| is(scheme.header) || scheme.previous_header.is_some_and(is))
 }
 
+/// The signatures in a header: `v1,<one> v1,<other>` or `sha256=<one>`.
+pub(super) fn signatures_in(header: &str) -> impl Iterator<Item = &str> {
+    header.split([' ', ',']).map(|piece| piece.strip_prefix("sha256=").unwrap_or(piece))
+}
+
 fn name_of(name: &str) -> Result<HeaderName, NotMade> {
     HeaderName::from_bytes(name.as_bytes()).map_err(|_| NotMade::Unrenderable(Unrenderable::Attribute))
 }

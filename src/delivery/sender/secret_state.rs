@@ -3,7 +3,8 @@
 //!
 //! | known | used | read again |
 //! |---|---|---|
-//! | values | yes | after [`Pace::fresh`]; at once after an answer 401 or 403 or another value of `posthorn.dev/reload` |
+//! | values | yes | after [`Pace::fresh`]; at once after another value of `posthorn.dev/reload` |
+//! | values, and the endpoint answered 401 or 403 | yes | at once; as long as that brings the same values, after twice the time of before, from [`Pace::distrust`] to [`Pace::fresh`] |
 //! | values, and the API server was away when they should have been read again | yes | after a back-off |
 //! | a Secret is missing or cannot be used | the Webhook is held | after a back-off, or at once for another value of `posthorn.dev/reload` |
 //! | nothing, and the API server is away | the Webhook is held | after a back-off |
@@ -26,7 +27,8 @@ use crate::{
 pub struct Pace {
     /// Time for which values are used without a look.
     pub fresh: Duration,
-    /// Least time between two readings because of wrong answers.
+    /// Least time between two readings because of wrong answers. An endpoint
+    /// that refuses everything for ever must not have us ask for ever.
     pub distrust: Duration,
     /// First wait after a reading that brought nothing.
     pub backoff_first: Duration,
@@ -82,6 +84,8 @@ struct Last {
     again: Instant,
     /// Readings in a row that brought nothing.
     failures: u32,
+    /// Readings in a row because of wrong answers that brought nothing new.
+    doubts: u32,
     is_distrusted: bool,
 }
 
@@ -103,7 +107,8 @@ impl Known {
             Outcome::Problem(_) if is_due => Step::Read(None),
             Outcome::Problem(problem) => Step::Hold(problem_hold(problem, last.again - now)),
             Outcome::Material(material) => {
-                let is_distrusted = last.is_distrusted && now >= last.tried + pace.distrust;
+                let is_distrusted =
+                    last.is_distrusted && now >= last.tried + doubled(pace.distrust, last.doubts, pace.fresh);
                 let material = Arc::clone(material);
                 if is_due || is_distrusted { Step::Read(Some(material)) } else { Step::Use(material) }
             }
@@ -123,19 +128,22 @@ impl Known {
     pub(super) fn note(&mut self, webhook: Arc<WebhookEntry>, reading: Reading, now: Instant, pace: &Pace) {
         let before = self.0.take().filter(|last| names_the_same(&last.webhook, &webhook));
         let failures = before.as_ref().map_or(0, |last| last.failures);
-        let (outcome, failures) = match (reading, before.map(|last| last.outcome)) {
+        let doubts = before.as_ref().filter(|last| last.is_distrusted).map_or(0, |last| last.doubts.saturating_add(1));
+        let (outcome, failures, doubts) = match (reading, before.map(|last| last.outcome)) {
             (Reading::Read(material), Some(Outcome::Material(old))) if *old == *material => {
                 // The same values keep their place: what was made of them stays good.
-                (Outcome::Material(old), 0)
+                (Outcome::Material(old), 0, doubts)
             }
-            (Reading::Read(material), _) => (Outcome::Material(material), 0),
-            (Reading::Problem(problem), _) => (Outcome::Problem(problem), failures + 1),
-            (Reading::Kept(_) | Reading::Away, Some(Outcome::Material(old))) => (Outcome::Material(old), failures + 1),
-            (Reading::Kept(material), _) => (Outcome::Material(material), failures + 1),
-            (Reading::Away, _) => (Outcome::Problem(away()), failures + 1),
+            (Reading::Read(material), _) => (Outcome::Material(material), 0, 0),
+            (Reading::Problem(problem), _) => (Outcome::Problem(problem), failures + 1, 0),
+            (Reading::Kept(_) | Reading::Away, Some(Outcome::Material(old))) => {
+                (Outcome::Material(old), failures + 1, doubts)
+            }
+            (Reading::Kept(material), _) => (Outcome::Material(material), failures + 1, 0),
+            (Reading::Away, _) => (Outcome::Problem(away()), failures + 1, 0),
         };
         let wait = if failures == 0 { pace.fresh } else { backoff(failures, pace) };
-        self.0 = Some(Last { webhook, outcome, tried: now, again: now + wait, failures, is_distrusted: false });
+        self.0 = Some(Last { webhook, outcome, tried: now, again: now + wait, failures, doubts, is_distrusted: false });
     }
 
     /// The endpoint did not accept what was made with the values.
@@ -147,7 +155,12 @@ impl Known {
 }
 
 fn backoff(failures: u32, pace: &Pace) -> Duration {
-    pace.backoff_first.saturating_mul(1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX)).min(pace.backoff_max)
+    doubled(pace.backoff_first, failures - 1, pace.backoff_max)
+}
+
+/// A wait that was doubled so many times.
+fn doubled(first: Duration, times: u32, max: Duration) -> Duration {
+    first.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX)).min(max)
 }
 
 fn problem_hold(problem: &Problem, left: Duration) -> Hold {
@@ -277,6 +290,27 @@ mod tests {
         desk.check(&hook, 5, "read or one");
         desk.note(&hook, 5, Reading::Read(material("one")));
         desk.check(&hook, 20, "use one");
+    }
+
+    #[test]
+    fn an_endpoint_that_refuses_everything_has_them_read_less_and_less_often() {
+        let (mut desk, hook) = (Desk::new(), webhook(&json!({ "url": "https://a.example/" })));
+        desk.note(&hook, 0, Reading::Read(material("one")));
+        let mut read = 0;
+        for wait in [5, 10, 20, 40, 80, 160, 300, 300] {
+            desk.known.distrust();
+            desk.check(&hook, read + wait - 1, "use one");
+            desk.check(&hook, read + wait, "read or one");
+            read += wait;
+            desk.note(&hook, read, Reading::Read(material("one")));
+        }
+        // A reading that nobody's answer asked for ends it, and so do new values.
+        desk.note(&hook, read, Reading::Read(material("one")));
+        desk.known.distrust();
+        desk.check(&hook, read + 5, "read or one");
+        desk.note(&hook, read + 5, Reading::Read(material("two")));
+        desk.known.distrust();
+        desk.check(&hook, read + 10, "read or two");
     }
 
     #[test]

@@ -110,7 +110,7 @@ async fn a_literal_is_judged_at_the_dial_even_if_its_text_passed_before() {
 async fn check_told(answer: Answer, failure: Failure, reason: Reason) {
     let clients = Clients::new(strict(), Script::new([answer]), Arc::new(RootCertStore::empty())).unwrap();
     let budgets = Budgets { total: Duration::from_secs(15), body_bytes_max: 1024 };
-    let error = clients.client(None).unwrap().send(&hooks(), post("{}"), budgets).await.unwrap_err();
+    let error = clients.client("shop", None).unwrap().send(&hooks(), post("{}"), budgets).await.unwrap_err();
     assert_eq!((error.failure(), error.reason()), (failure, reason), "{error:?}");
     let message = error.message();
     assert!(message.contains("hooks.example.com") && !message.contains("10.") && !message.contains("!"), "{message}");

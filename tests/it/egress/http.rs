@@ -72,7 +72,7 @@ async fn the_request_says_who_sends_it_and_wants_no_compression() {
     let to = destination(&format!("http://hooks.example.com:{}/a/b?c=d", address.port()));
     let request = EgressRequest::parse("POST", [("X-Key", "k")], "{\"a\":1}").unwrap();
     assert_eq!(format!("{request:?}"), "EgressRequest(POST 1 headers 7 bytes)");
-    clients().client(None).unwrap().send(&to, request, budgets(AMPLE)).await.unwrap();
+    clients().client("shop", None).unwrap().send(&to, request, budgets(AMPLE)).await.unwrap();
     let text = received.recv().await.unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let mut lines: Vec<_> = head.lines().collect();
@@ -91,7 +91,7 @@ async fn headers_that_frame_the_message_cannot_be_given() {
     let to = destination("http://127.0.0.1:1/");
     for name in ["Host", "content-length", "transfer-encoding", "connection", "expect", "upgrade", "te", "trailer"] {
         let request = EgressRequest::parse("POST", [(name, "x")], "").unwrap();
-        let result = clients().client(None).unwrap().send(&to, request, budgets(AMPLE)).await;
+        let result = clients().client("shop", None).unwrap().send(&to, request, budgets(AMPLE)).await;
         check(result, Failure::Header, Reason::InvalidHeader);
     }
     assert!(EgressRequest::parse("PO ST", [], "").is_err());
@@ -154,7 +154,7 @@ async fn a_body_without_end_is_cut_and_its_connection_closed() {
         .await;
         let clients = clients();
         let to = destination(&format!("http://{address}/hook"));
-        let answer = clients.client(None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+        let answer = clients.client("shop", None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
         assert_eq!((answer.body.len(), answer.body_truncated), (1024, true), "{head}");
         is_closed.recv().await.unwrap();
     }
@@ -308,13 +308,13 @@ async fn connections_are_reused_under_one_policy_and_not_under_the_next() {
     let clients = clients();
     let to = destination(&format!("http://{address}/hook"));
     for _ in 0..5 {
-        clients.client(None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+        clients.client("shop", None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
     }
     assert_eq!((count.load(Ordering::SeqCst), clients.open_connections()), (1, 1));
 
     let strict = EgressPolicy::compile(None, &ClusterNetworks::default()).unwrap();
     let renewed = clients.renew(Arc::new(strict)).unwrap();
-    let result = renewed.client(None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await;
+    let result = renewed.client("shop", None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await;
     check(result, Failure::NotAllowed, Reason::DestinationNotAllowed);
     assert_eq!(count.load(Ordering::SeqCst), 1);
 
@@ -338,7 +338,7 @@ async fn a_connection_that_the_endpoint_closed_is_replaced() {
     let clients = clients();
     let to = destination(&format!("http://{address}/hook"));
     for _ in 0..20 {
-        let client = clients.client(None).unwrap();
+        let client = clients.client("shop", None).unwrap();
         // The end of the connection and the next request may cross on the way.
         match client.send(&to, post("{}"), budgets(AMPLE)).await {
             Ok(answer) => assert_eq!(answer.status.as_u16(), 200),
@@ -353,7 +353,7 @@ async fn many_requests_at_once_stay_apart() {
     let clients = clients();
     let to = destination(&format!("http://{address}/hook"));
     let requests = (0..50).map(|_| {
-        let client = clients.client(None).unwrap();
+        let client = clients.client("shop", None).unwrap();
         let to = to.clone();
         async move { client.send(&to, post("{}"), Budgets { total: AMPLE, body_bytes_max: 2 }).await.unwrap() }
     });

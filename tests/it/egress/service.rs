@@ -211,7 +211,7 @@ async fn a_request_to_a_service_names_the_service_and_reaches_the_pod() {
     })
     .await;
     let to = Destination::service(Scheme::Http, "inbox", "team-a", 80, "/hook", &[address]).unwrap();
-    let answer = clients().client(None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+    let answer = clients().client("shop", None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
     assert_eq!(&answer.body[..], b"host: inbox.team-a.svc");
 }
 
@@ -228,6 +228,6 @@ async fn a_pod_that_refuses_is_passed_over_for_the_next() {
     let to = Destination::service(Scheme::Http, "inbox", "team-a", 80, "/", &[gone, there]).unwrap();
     let clients = clients();
     for _ in 0..16 {
-        clients.client(None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+        clients.client("shop", None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
     }
 }

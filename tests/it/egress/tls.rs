@@ -31,20 +31,20 @@ use super::{AMPLE, SHORT, budgets, clients, destination, endpoint, post};
 
 const HOST: &str = "hooks.example.com";
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new([]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
-    fn issue(&self, params: CertificateParams) -> (String, String) {
+    pub(crate) fn issue(&self, params: CertificateParams) -> (String, String) {
         let issuer: &Issuer<'static, KeyPair> = &self.0;
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
@@ -59,11 +59,14 @@ fn none() -> TlsMaterial {
     TlsMaterial { ca_pem: None, client_certificate_pem: None, client_key_pem: None, min_version: None }
 }
 
-fn for_name(name: &str) -> CertificateParams {
+pub(crate) fn for_name(name: &str) -> CertificateParams {
     CertificateParams::new([name.to_owned()]).unwrap()
 }
 
-fn server_config((certificate, key): (String, String), client_authority: Option<&Authority>) -> ServerConfig {
+pub(crate) fn server_config(
+    (certificate, key): (String, String),
+    client_authority: Option<&Authority>,
+) -> ServerConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
     let builder = match client_authority {
@@ -101,7 +104,7 @@ async fn serve(config: ServerConfig) -> SocketAddr {
 
 async fn send(address: SocketAddr, material: Option<&TlsMaterial>) -> Result<EgressAnswer, EgressError> {
     let to = destination(&format!("https://{HOST}:{}/hook", address.port()));
-    clients().client(material).unwrap().send(&to, post("{}"), budgets(AMPLE)).await
+    clients().client("shop", material).unwrap().send(&to, post("{}"), budgets(AMPLE)).await
 }
 
 fn check(result: Result<EgressAnswer, EgressError>, expected: CertificateFailure) {
@@ -198,7 +201,7 @@ async fn plain_http_on_a_tls_port_is_a_tls_failure() {
     .await;
     assert_eq!(send(plain, None).await.unwrap_err().failure(), Failure::Tls);
     let to = destination(&format!("https://{address}/hook"));
-    let result = clients().client(None).unwrap().send(&to, post("{}"), budgets(SHORT)).await;
+    let result = clients().client("shop", None).unwrap().send(&to, post("{}"), budgets(SHORT)).await;
     assert_eq!(result.unwrap_err().failure(), Failure::ConnectTimedOut);
 }
 
@@ -257,13 +260,13 @@ async fn clients_with_settings_of_their_own_share_connections_until_too_many_oth
     let to = destination(&format!("https://{HOST}:{}/hook", address.port()));
     let clients = clients();
     let material = authority.trusted();
-    clients.client(Some(&material)).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+    clients.client("shop", Some(&material)).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
     assert_eq!(clients.open_connections(), 1);
     for number in 0..TLS_CLIENTS_MAX {
         // Text around the blocks changes the material and not its meaning.
         let ca_pem = Some(format!("# {number}\n{}", authority.pem()));
-        clients.client(Some(&TlsMaterial { ca_pem, ..none() })).unwrap();
+        clients.client("shop", Some(&TlsMaterial { ca_pem, ..none() })).unwrap();
     }
     // The first client is forgotten; a new one has no connection yet.
-    clients.client(Some(&material)).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+    clients.client("shop", Some(&material)).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
 }
