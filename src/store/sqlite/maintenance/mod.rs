@@ -69,6 +69,12 @@ impl Kind {
         Self::DeadOfAge,
         Self::Forget,
     ];
+
+    /// What is left when this kind has worked: events wait for their fan-out, for
+    /// everything else some milliseconds do not matter.
+    const fn progress(self) -> Progress {
+        if matches!(self, Self::FanOut) { Progress::More } else { Progress::Spare }
+    }
 }
 
 /// Where the rounds stand. Lives as long as the writer; a new one begins every
@@ -109,10 +115,11 @@ impl Rounds {
         let mut idle = StoreTime(i64::MAX);
         for offset in 0..Kind::ALL.len() {
             let index = (self.turn + offset) % Kind::ALL.len();
-            match self.take_turn(Kind::ALL[index], step, pending)? {
+            let kind = Kind::ALL[index];
+            match self.take_turn(kind, step, pending)? {
                 Turn::Worked => {
                     self.turn = index + 1;
-                    return Ok(Progress::More);
+                    return Ok(kind.progress());
                 }
                 Turn::Idle(at) => idle = idle.min(at),
             }
