@@ -106,7 +106,9 @@ impl SqliteStore {
         let refills = Readers::open(&opened.database).map_err(&fail)?;
         let questions = Readers::open(&opened.database).map_err(&fail)?;
         let io_fail = |source| OpenError::Io { folder: config.folder.clone(), source };
-        let checkpointer = Checkpointer::start(opened.database.writer().map_err(&fail)?).map_err(io_fail)?;
+        let size_bytes = config.limits.size_bytes;
+        let checkpointer =
+            Checkpointer::start(opened.database.writer().map_err(&fail)?, size_bytes).map_err(io_fail)?;
         let store_id = Arc::from(opened.store_id);
         let epochs = Arc::new(opened.epochs);
         let Loaded { ledger, room, usage, dedup_buckets, first_buckets } = loaded;

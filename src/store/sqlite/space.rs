@@ -126,6 +126,11 @@ impl Room {
         db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
     }
 
+    /// Bytes in use as of the last commit.
+    pub(super) const fn used(&self) -> u64 {
+        self.used
+    }
+
     /// Takes room for an event; false if there is none.
     pub(super) fn take(&mut self, ns: i64, uid: &Arc<str>, bytes: u64) -> bool {
         let namespace = self.namespaces.entry(ns).or_insert_with(|| (uid.clone(), 0));

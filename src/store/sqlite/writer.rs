@@ -199,6 +199,7 @@ impl Writer {
     fn work(&mut self, work: Work, is_last: bool) -> Result<()> {
         if let Some(limits) = work.limits {
             self.room.configure(&self.db, &limits)?;
+            self.checkpointer.configure(limits.size_bytes);
             self.state.limits = limits;
             self.due = StoreTime(0);
         }
@@ -253,6 +254,9 @@ impl Writer {
         self.ledger.committed(&effects.deltas, entry);
         self.room.free(&effects.freed);
         self.room.committed(&self.db)?;
+        if self.rounds.look_at_room(self.room.used(), self.state.limits.size_bytes) {
+            self.due = StoreTime(0);
+        }
         answers.send();
         for news in effects.news {
             self.news.send(news);
@@ -387,7 +391,7 @@ impl Writer {
                 answers.later(reply, ());
             }
         }
-        self.due = StoreTime(0);
+        (self.due, self.is_upkeep_spare) = (StoreTime(0), false);
         Ok(())
     }
 
@@ -433,7 +437,7 @@ impl Writer {
         }
         accept.added.write(&self.db)?;
         if accept.has_scans {
-            self.due = StoreTime(0);
+            (self.due, self.is_upkeep_spare) = (StoreTime(0), false);
         }
         Ok(())
     }

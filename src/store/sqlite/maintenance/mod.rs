@@ -23,6 +23,7 @@ use rusqlite::Result;
 
 pub(super) use cards::{cards, mark_cards};
 pub(super) use replay::{cancel_replay, replay, replay_run};
+pub(super) use sweep::EVENT_BYTES;
 
 use self::{
     expiry::Expiry,
@@ -94,9 +95,24 @@ pub(super) struct Rounds {
     pins: Pins,
     dead_at: StoreTime,
     forget_at: StoreTime,
+    was_nearly_full: bool,
 }
 
 impl Rounds {
+    /// So much of the store's size is in use after a commit. True if it is nearly
+    /// full since now: there is something to do before the next round, or
+    /// publishers are refused until then.
+    pub(super) fn look_at_room(&mut self, used: u64, size: u64) -> bool {
+        let is_nearly_full = retention::is_nearly_full(used, size);
+        let is_new = is_nearly_full && !self.was_nearly_full;
+        self.was_nearly_full = is_nearly_full;
+        if is_new {
+            self.expiry.hurry();
+            self.retention.press();
+        }
+        is_new
+    }
+
     /// Does one bounded piece of work; the kinds of work take turns.
     ///
     /// `pending` tells how many Deliveries of a hook are owed, wait or are

@@ -1,6 +1,7 @@
 //! Tests of what the store does by itself: most open the whole store, with a
 //! clock that they move.
 
+mod limits;
 mod plans;
 mod removal;
 mod replays;
