@@ -31,7 +31,10 @@ use self::{
     reopen::Replays,
     retention::{Pins, RETENTION_EVERY_MS, Retention},
 };
-use super::effects::{Progress, Step};
+use super::{
+    effects::{Progress, Step},
+    space::evict_above,
+};
 use crate::{
     event::StoreTime,
     store::{HookId, StoreLimits},
@@ -103,7 +106,7 @@ impl Rounds {
     /// full since now: there is something to do before the next round, or
     /// publishers are refused until then.
     pub(super) fn look_at_room(&mut self, used: u64, size: u64) -> bool {
-        let is_nearly_full = retention::is_nearly_full(used, size);
+        let is_nearly_full = used > evict_above(size);
         let is_new = is_nearly_full && !self.was_nearly_full;
         self.was_nearly_full = is_nearly_full;
         if is_new {

@@ -10,7 +10,7 @@
 //! when an event is removed, so the marks may be too many and never too few.
 //!
 //! # When the store is nearly full
-//! Above [`EVICT_PERCENT`] of its size, events whose Deliveries have all ended go,
+//! Above [`evict_above`] of its size, events whose Deliveries have all ended go,
 //! oldest bucket first; when there are none left, dead Deliveries, oldest first.
 
 use rusqlite::{OptionalExtension, Result};
@@ -19,6 +19,7 @@ use super::{
     super::{
         effects::{BUCKET_SHIFT, STEP_ROWS_MAX, Step},
         rows::seq_of,
+        space::evict_above,
     },
     Turn,
     place::{bucket_of_seq, discard_dead},
@@ -31,9 +32,6 @@ pub(super) const RETENTION_EVERY_MS: i64 = 60_000;
 /// How often buckets that were swept before are swept again, for what has ended
 /// since, in milliseconds: 1 h.
 pub(super) const RESWEEP_EVERY_MS: i64 = 3_600_000;
-/// Fullness of the store above which it evicts, in percent of its size. Below
-/// the one at which it takes nothing more.
-pub(super) const EVICT_PERCENT: u64 = 85;
 /// Time between rounds while the store is nearly full, in milliseconds.
 pub(super) const FULL_EVERY_MS: i64 = 10_000;
 /// Dead Deliveries that are discarded for want of room before buckets are swept
@@ -316,7 +314,7 @@ pub(super) const EVENTS_NEXT: &str = "SELECT seq FROM event WHERE seq >= ?1 AND 
 pub(super) const REFERRED: &str = "SELECT EXISTS (SELECT 1 FROM retry WHERE seq BETWEEN ?1 AND ?2)
         OR EXISTS (SELECT 1 FROM parked WHERE seq BETWEEN ?1 AND ?2)
         OR EXISTS (SELECT 1 FROM dead WHERE seq BETWEEN ?1 AND ?2)
-        OR EXISTS (SELECT 1 FROM scan WHERE kind = 'fan' AND first BETWEEN ?1 AND ?2)
+        OR EXISTS (SELECT 1 FROM scan INDEXED BY scan_fan WHERE kind = 'fan' AND first BETWEEN ?1 AND ?2)
         OR EXISTS (SELECT 1 FROM scan s JOIN replay_item i ON i.scan = s.id AND i.seq BETWEEN ?1 AND ?2
                    WHERE s.kind = 'replay' AND s.state < 3)";
 
@@ -339,11 +337,6 @@ fn scan_floor(step: &Step<'_>) -> Result<Option<i64>> {
         .query_row([], |row| row.get(0))
 }
 
-/// Whether a store with so many bytes in use evicts.
-pub(super) fn is_nearly_full(used: u64, size: u64) -> bool {
-    used > size / 100 * EVICT_PERCENT
-}
-
 /// Whether there is reason to remove more.
 fn is_needed(step: &Step<'_>, cause: Cause) -> Result<bool> {
     Ok(match (cause, step.limits.retention_bytes) {
@@ -356,7 +349,7 @@ fn is_needed(step: &Step<'_>, cause: Cause) -> Result<bool> {
                 .query_row([], |row| row.get(0))?;
             bytes > limit
         }
-        (Cause::Full, _) => is_nearly_full(used_bytes(step)?, step.limits.size_bytes),
+        (Cause::Full, _) => used_bytes(step)? > evict_above(step.limits.size_bytes),
     })
 }
 

@@ -6,6 +6,7 @@ mod plans;
 mod removal;
 mod replays;
 mod routing;
+mod sums;
 
 use std::sync::Arc;
 

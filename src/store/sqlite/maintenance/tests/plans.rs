@@ -16,7 +16,7 @@ async fn no_question_of_upkeep_scans_a_table_or_sorts() {
         let mut explain = database.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
         let parameters = rusqlite::params_from_iter((0..explain.parameter_count()).map(|_| 1));
         let plan: Vec<String> = explain.query_map(parameters, |row| row.get(3)).unwrap().map(Result::unwrap).collect();
-        let plan = plan.join("; ");
+        let plan = plan.join("; ").replace("SCAN CONSTANT ROW", "");
         let is_good = !plan.contains("TEMP B-TREE") && !plan.contains("SCAN");
         assert!(is_good, "{sql}: {plan}");
         plan
