@@ -11,6 +11,7 @@
 mod bits;
 mod full;
 mod power;
+mod retention;
 mod sync;
 
 #[path = "../it/store/clock.rs"]

@@ -414,7 +414,7 @@ async fn a_full_store_refuses_events_and_still_records_outcomes() {
     assert_eq!(totals.pending, accepted.len() as u64);
     assert_eq!(store.waiting(hooks[0], due, 1).await.unwrap().rows[0].tries, 20);
 
-    let bigger = StoreLimits { size_bytes: 64 << 20, namespace_bytes: Some(4 << 20), ..place.limits };
+    let bigger = StoreLimits { size_bytes: 64 << 20, namespace_bytes: Some(2_000_000), ..place.limits };
     store.configure(bigger);
     let small = store.accept(vec![event("1")]).await;
     assert!(small.is_ok(), "{small:?}");

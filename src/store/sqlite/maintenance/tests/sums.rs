@@ -160,7 +160,7 @@ impl Run {
     }
 
     /// Everything of the store adds up, as people and as the tables see it.
-    async fn check(mut self, is_drained: bool) -> std::result::Result<(), TestCaseError> {
+    async fn check(mut self, is_drained: bool) -> Result<(), TestCaseError> {
         let totals = self.store().totals().await.unwrap();
         let known = self.store().known().await.unwrap();
         let pending: u64 = known.hooks.iter().map(|hook| hook.pending).sum();
