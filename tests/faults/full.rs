@@ -24,7 +24,7 @@ const DISK_MIB: u64 = 64;
 /// What a pool's store gets of its volume: 90 %.
 const SIZE_BYTES: u64 = (DISK_MIB << 20) / 100 * 90;
 const EVENT_BYTES: usize = 4_000;
-const BATCH: usize = 50;
+const BATCH: usize = 200;
 
 /// So many that no backlog reaches its share of the store: what is beyond that
 /// dies and is evicted, and the store is never full.
@@ -118,9 +118,9 @@ async fn a_full_store_refuses_events_records_outcomes_and_recovers() {
     }
     let totals = store.totals().await.unwrap();
     assert_eq!((totals.delivered, totals.pending), (accepted.len() as u64, 0), "{totals:?}");
-    // What was delivered makes room. Three times over.
+    // What was delivered makes room.
     let mut refusals = 0;
-    while accepted.len() < 40_000 {
+    while accepted.len() < 20_000 {
         let more = accept_until_full(&store).await;
         deliver(&store, &clock, &hooks, &more).await;
         accepted.extend(more);

@@ -27,13 +27,15 @@ const WAL_PART: u64 = 16;
 /// The same, at least: some transactions.
 const WAL_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
+/// Pages of the log that are worth a restart at most: 32 MiB.
+const RESTART_PAGES_MAX: u64 = 4096;
+
 /// At how many pages of the log what is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bounds {
-    /// Not yet in the database: a background checkpoint, at 8 MiB in a store that
-    /// is large enough.
+    /// Not yet in the database: a background checkpoint.
     passive: u64,
-    /// A restart, at 32 MiB in such a store.
+    /// A restart.
     restart: u64,
     /// Left to be copied by the writer itself for a restart, at most.
     restart_left: u64,
@@ -47,8 +49,9 @@ impl Bounds {
     /// Of a store of this size.
     fn of(size_bytes: u64) -> Self {
         let full = (size_bytes / WAL_PART).clamp(WAL_BYTES_MIN, WAL_BYTES_MAX) / PAGE_BYTES;
-        let passive = full / 32;
-        Self { passive, restart: full / 8, restart_left: 2 * passive, force: full / 2, full }
+        let restart = (full / 4).min(RESTART_PAGES_MAX);
+        let passive = restart / 4;
+        Self { passive, restart, restart_left: 2 * passive, force: full / 2, full }
     }
 }
 
