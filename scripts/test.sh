@@ -8,6 +8,11 @@ toolchains
 step "Format" cargo fmt --check
 step "Lints" cargo clippy --quiet --locked --all-targets -- -D warnings
 step "Unit and integration tests" cargo test --locked --lib --bins --test it
+apt_need strace strace
+apt_need mkfs.ext4 e2fsprogs
+apt_need losetup mount
+apt_need xfs_io xfsprogs
+step "Faults below the store (short forms)" cargo test --quiet --locked --test faults
 schemathesis=$(scripts/schemathesis.sh)
 step "Fuzzing ingest by its description" env SCHEMATHESIS="$schemathesis" cargo test --quiet --locked --test openapi
 step "Licences and sources of dependencies" scripts/deny.sh

@@ -18,16 +18,42 @@ use rusqlite::{Connection, Result};
 
 use super::open::PAGE_BYTES;
 
-/// Bytes of the log at which nothing more is accepted.
+/// Bytes of the log at which nothing more is accepted, in a store that is large
+/// enough.
 pub const WAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Pages of the log that are worth a background checkpoint.
-const PASSIVE_PAGES: u64 = 1024;
-/// Pages of the log that are worth a restart: 32 MiB.
-const RESTART_PAGES: u64 = 4096;
-/// Pages that the writer copies itself for a restart at most.
-const RESTART_LEFT_MAX: u64 = 2 * PASSIVE_PAGES;
-/// Pages of the log at which the writer copies all there is.
-const FORCE_PAGES: u64 = WAL_BYTES_MAX / PAGE_BYTES / 2;
+/// The same, as a part of a smaller store's size: the log has to fit beside the
+/// database, on a volume that is a ninth larger.
+const WAL_PART: u64 = 16;
+/// The same, at least: some transactions.
+const WAL_BYTES_MIN: u64 = 4 * 1024 * 1024;
+
+/// Pages of the log that are worth a restart at most: 32 MiB.
+const RESTART_PAGES_MAX: u64 = 4096;
+
+/// At how many pages of the log what is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bounds {
+    /// Not yet in the database: a background checkpoint.
+    passive: u64,
+    /// A restart.
+    restart: u64,
+    /// Left to be copied by the writer itself for a restart, at most.
+    restart_left: u64,
+    /// The writer copies all there is.
+    force: u64,
+    /// Nothing more is accepted.
+    full: u64,
+}
+
+impl Bounds {
+    /// Of a store of this size.
+    fn of(size_bytes: u64) -> Self {
+        let full = (size_bytes / WAL_PART).clamp(WAL_BYTES_MIN, WAL_BYTES_MAX) / PAGE_BYTES;
+        let restart = (full / 4).min(RESTART_PAGES_MAX);
+        let passive = restart / 4;
+        Self { passive, restart, restart_left: 2 * passive, force: full / 2, full }
+    }
+}
 
 /// How long the writer waits for readers to let go of a log that is far too
 /// long. Reads end within this time.
@@ -62,6 +88,7 @@ pub(super) struct Checkpointer {
     state: Arc<State>,
     /// After a restart that readers prevented: pages at which it is tried again.
     again_at: u64,
+    bounds: Bounds,
 }
 
 #[derive(Default)]
@@ -72,12 +99,17 @@ struct State {
 
 impl Checkpointer {
     /// Starts the thread on a connection of its own; it ends with the value.
-    pub(super) fn start(db: Connection) -> io::Result<Self> {
+    pub(super) fn start(db: Connection, size_bytes: u64) -> io::Result<Self> {
         let (ask, asked) = sync_channel(1);
         let state = Arc::new(State::default());
         let shared = state.clone();
         thread::Builder::new().name("checkpoint".to_owned()).spawn(move || serve(&db, &asked, &shared))?;
-        Ok(Self { ask, state, again_at: 0 })
+        Ok(Self { ask, state, again_at: 0, bounds: Bounds::of(size_bytes) })
+    }
+
+    /// The store has another size from now on.
+    pub(super) fn configure(&mut self, size_bytes: u64) {
+        self.bounds = Bounds::of(size_bytes);
     }
 
     /// After each commit, outside a transaction. True if the log is too long to
@@ -91,7 +123,7 @@ impl Checkpointer {
         }
         let log = Log::run(db, "PRAGMA wal_checkpoint(NOOP)")?;
         let is_running = self.state.is_running.load(Ordering::Acquire);
-        match decide(log, is_running, self.again_at) {
+        match decide(log, self.bounds, is_running, self.again_at) {
             Decision::Nothing => {}
             Decision::Passive => {
                 self.state.is_running.store(true, Ordering::Release);
@@ -101,21 +133,21 @@ impl Checkpointer {
             }
             Decision::Restart => {
                 if !restart(db, Duration::ZERO)? {
-                    self.again_at = log.pages + PASSIVE_PAGES;
+                    self.again_at = log.pages + self.bounds.passive;
                 } else {
                     self.again_at = 0;
                     return Ok(false);
                 }
             }
             Decision::Force => {
-                self.again_at = log.pages + PASSIVE_PAGES;
+                self.again_at = log.pages + self.bounds.passive;
                 if restart(db, READERS_WAIT)? {
                     self.again_at = 0;
                     return Ok(false);
                 }
             }
         }
-        Ok(log.pages * PAGE_BYTES >= WAL_BYTES_MAX)
+        Ok(log.pages >= self.bounds.full)
     }
 }
 
@@ -137,15 +169,14 @@ enum Decision {
 }
 
 /// Only one checkpoint runs at a time.
-fn decide(log: Log, is_running: bool, again_at: u64) -> Decision {
-    match log {
-        _ if is_running => Decision::Nothing,
-        Log { pages, .. } if pages >= FORCE_PAGES && pages >= again_at => Decision::Force,
-        Log { pages, left, .. } if pages >= RESTART_PAGES && pages >= again_at && left <= RESTART_LEFT_MAX => {
-            Decision::Restart
-        }
-        Log { left, .. } if left >= PASSIVE_PAGES => Decision::Passive,
-        Log { .. } => Decision::Nothing,
+fn decide(log: Log, bounds: Bounds, is_running: bool, again_at: u64) -> Decision {
+    let Log { pages, left, .. } = log;
+    match () {
+        () if is_running => Decision::Nothing,
+        () if pages >= bounds.force && pages >= again_at => Decision::Force,
+        () if pages >= bounds.restart && pages >= again_at && left <= bounds.restart_left => Decision::Restart,
+        () if left >= bounds.passive => Decision::Passive,
+        () => Decision::Nothing,
     }
 }
 
@@ -166,18 +197,30 @@ mod tests {
 
     #[test]
     fn the_log_is_copied_in_the_background_and_restarted_when_little_is_left() {
+        let bounds = Bounds::of(10 << 30);
+        assert_eq!(bounds, Bounds { passive: 1024, restart: 4096, restart_left: 2048, force: 16_384, full: 32_768 });
         let check = |pages, left, is_running, expected| {
             let log = Log { pages, left, is_held: false };
-            assert_eq!(decide(log, is_running, 0), expected, "{pages} pages, {left} left");
+            assert_eq!(decide(log, bounds, is_running, 0), expected, "{pages} pages, {left} left");
         };
-        check(PASSIVE_PAGES - 1, PASSIVE_PAGES - 1, false, Decision::Nothing);
-        check(PASSIVE_PAGES, PASSIVE_PAGES, false, Decision::Passive);
-        check(PASSIVE_PAGES, PASSIVE_PAGES, true, Decision::Nothing);
-        check(RESTART_PAGES, RESTART_LEFT_MAX + 1, false, Decision::Passive);
-        check(RESTART_PAGES, RESTART_LEFT_MAX, false, Decision::Restart);
-        check(FORCE_PAGES, FORCE_PAGES, false, Decision::Force);
-        let held = Log { pages: RESTART_PAGES, left: 0, is_held: true };
-        assert_eq!(decide(held, false, RESTART_PAGES + 1), Decision::Nothing, "not at every commit");
+        check(1023, 1023, false, Decision::Nothing);
+        check(1024, 1024, false, Decision::Passive);
+        check(1024, 1024, true, Decision::Nothing);
+        check(4096, 2049, false, Decision::Passive);
+        check(4096, 2048, false, Decision::Restart);
+        check(16_384, 16_384, false, Decision::Force);
+        let held = Log { pages: 4096, left: 0, is_held: true };
+        assert_eq!(decide(held, bounds, false, 4097), Decision::Nothing, "not at every commit");
+    }
+
+    #[test]
+    fn the_log_of_a_small_store_fits_beside_it() {
+        let bytes = |size| Bounds::of(size).full * PAGE_BYTES;
+        assert_eq!(bytes(4 << 30), WAL_BYTES_MAX);
+        assert_eq!(bytes((4 << 30) - 16 * PAGE_BYTES), WAL_BYTES_MAX - PAGE_BYTES);
+        // The smallest that a pool may have: 90 % of 256 MiB.
+        assert_eq!(bytes(240_000_000), 240_000_000 / WAL_PART / PAGE_BYTES * PAGE_BYTES);
+        assert_eq!(bytes(1 << 20), WAL_BYTES_MIN);
     }
 
     #[test]

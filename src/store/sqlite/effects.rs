@@ -85,8 +85,10 @@ impl Effects {
 /// What a step of maintenance left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// There is more to do at once.
+    /// There is more to do at once: somebody waits for it.
     More,
+    /// There is more to do, when others leave time for it.
+    Spare,
     /// Nothing before this time, unless something changes.
     Idle(StoreTime),
 }

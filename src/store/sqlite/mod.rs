@@ -38,6 +38,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rusqlite::Connection;
@@ -100,11 +101,14 @@ impl SqliteStore {
         let opened = open::open(&config)?;
         let fail = OpenError::database(&config.folder);
         let loaded = Loaded::read(&opened, &config.limits).map_err(&fail)?;
-        router.apply(&register::route_changes(register::known(&opened.db).map_err(&fail)?));
+        let pending = |hook| loaded.ledger.tallies.pending(hook);
+        router.apply(&register::route_changes(register::known(&opened.db, pending).map_err(&fail)?));
         let refills = Readers::open(&opened.database).map_err(&fail)?;
         let questions = Readers::open(&opened.database).map_err(&fail)?;
         let io_fail = |source| OpenError::Io { folder: config.folder.clone(), source };
-        let checkpointer = Checkpointer::start(opened.database.writer().map_err(&fail)?).map_err(io_fail)?;
+        let size_bytes = config.limits.size_bytes;
+        let checkpointer =
+            Checkpointer::start(opened.database.writer().map_err(&fail)?, size_bytes).map_err(io_fail)?;
         let store_id = Arc::from(opened.store_id);
         let epochs = Arc::new(opened.epochs);
         let Loaded { ledger, room, usage, dedup_buckets, first_buckets } = loaded;
@@ -140,6 +144,8 @@ impl SqliteStore {
             rounds: maintenance::Rounds::default(),
             checkpointer,
             due: StoreTime(0),
+            is_upkeep_spare: false,
+            awaited_took: Duration::ZERO,
             is_full_sync: true,
         };
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());
@@ -238,13 +244,7 @@ impl Partition for SqliteStore {
 
     fn known(&self) -> Answer<'_, Known> {
         let tallies = self.shared.tallies.clone();
-        self.read(&self.questions, move |db| {
-            let mut known = register::known(db)?;
-            for hook in &mut known.hooks {
-                hook.pending = tallies.pending(hook.id);
-            }
-            Ok(known)
-        })
+        self.read(&self.questions, move |db| register::known(db, |hook| tallies.pending(hook)))
     }
 
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage> {

@@ -189,8 +189,9 @@ pub(super) fn note(db: &Connection, hook: HookId, note: &HookNote) -> Result<()>
     Ok(())
 }
 
-/// Everything of namespaces that are not gone; `pending` is left at 0.
-pub(super) fn known(db: &Connection) -> Result<Known> {
+/// Everything of namespaces that are not gone; `pending` tells what a hook owes,
+/// which no table says.
+pub(super) fn known(db: &Connection, pending: impl Fn(HookId) -> u64) -> Result<Known> {
     let mut hooks = db.prepare_cached(
         "SELECT h.id, n.name, n.uid, h.name, h.uid, h.max_age_ms, h.ordered, h.document, h.gone_at, h.circuit,
          h.withdrawn, h.held_until FROM hook h JOIN ns n ON n.id = h.ns WHERE n.gone_at IS NULL ORDER BY h.id",
@@ -201,14 +202,15 @@ pub(super) fn known(db: &Connection) -> Result<Known> {
          WHERE s.gone_at IS NULL AND n.gone_at IS NULL ORDER BY s.id",
     )?;
     Ok(Known {
-        hooks: hooks.query_map([], known_hook)?.collect::<Result<_>>()?,
+        hooks: hooks.query_map([], |row| known_hook(row, &pending))?.collect::<Result<_>>()?,
         subs: subs.query_map([], known_sub)?.collect::<Result<_>>()?,
     })
 }
 
-fn known_hook(row: &Row<'_>) -> Result<KnownHook> {
+fn known_hook(row: &Row<'_>, pending: impl Fn(HookId) -> u64) -> Result<KnownHook> {
+    let id = HookId(row.get(0)?);
     Ok(KnownHook {
-        id: HookId(row.get(0)?),
+        id,
         hook: HookDefinition {
             namespace: row.get(1)?,
             namespace_uid: row.get(2)?,
@@ -224,7 +226,7 @@ fn known_hook(row: &Row<'_>) -> Result<KnownHook> {
             withdrawn: row.get::<_, Option<i64>>(10)?.map(rows::timestamp),
             held_until: row.get::<_, Option<i64>>(11)?.map(StoreTime),
         },
-        pending: 0,
+        pending: pending(id),
     })
 }
 

@@ -22,6 +22,20 @@ const MARGIN_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// first attempts leave.
 const EVENT_DISK_BYTES: u64 = 1024;
 
+/// Fullness of the store above which it evicts, in percent of its size.
+const EVICT_PERCENT: u64 = 85;
+/// Bytes that are kept free for events by evicting, so that the largest batch
+/// fits: twice what one takes.
+const EVICT_GAP_BYTES: u64 = 20 * 1024 * 1024;
+
+/// Bytes in use above which a store of this size evicts: below those at which it
+/// takes nothing more, by as much as a batch may need. A store too small for that
+/// evicts when it is half full.
+pub(super) fn evict_above(size_bytes: u64) -> u64 {
+    let gap = (size_bytes - margin(size_bytes)).saturating_sub(EVICT_GAP_BYTES);
+    (size_bytes / 100 * EVICT_PERCENT).min(gap).max(size_bytes / 2)
+}
+
 /// How much room is left for what comes with outcomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum History {
@@ -124,6 +138,11 @@ impl Room {
         self.usage.namespace_max.store(self.namespace_max, Ordering::Relaxed);
         let pages = i64::try_from(limits.size_bytes / PAGE_BYTES).unwrap_or(i64::MAX);
         db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
+    }
+
+    /// Bytes in use as of the last commit.
+    pub(super) const fn used(&self) -> u64 {
+        self.used
     }
 
     /// Takes room for an event; false if there is none.
@@ -232,6 +251,15 @@ mod tests {
         check(750 * MIB + 1, false, History::NoDetail);
         check(775 * MIB + 1, false, History::Nothing);
         check(900 * MIB, false, History::Nothing);
+    }
+
+    #[test]
+    fn a_store_evicts_before_it_refuses_the_largest_batch() {
+        assert_eq!(evict_above(10_000 * MIB), 8_500 * MIB);
+        let smallest = 230 * MIB;
+        let room = room(smallest, None, 0);
+        assert_eq!(room.events_max - evict_above(smallest), EVICT_GAP_BYTES);
+        assert_eq!(evict_above(8 * MIB), 4 * MIB);
     }
 
     #[test]

@@ -69,7 +69,8 @@ impl Tallies {
         self.lock().tallies.get(&hook).map_or(0, |(tally, _)| tally.pending)
     }
 
-    fn get(&self, hook: HookId) -> Tally {
+    /// The counters of a hook.
+    pub(super) fn get(&self, hook: HookId) -> Tally {
         self.lock().tallies.get(&hook).map_or(Tally { hook, ..Tally::default() }, |(tally, _)| *tally)
     }
 

@@ -381,32 +381,40 @@ async fn a_full_store_refuses_events_and_still_records_outcomes() {
     let mut place = Place::new();
     place.limits.size_bytes = 4 << 20;
     let (store, _news) = place.open();
-    let hook = register(&store, "one", false).await;
+    // So many that no backlog reaches its share: that would die and be evicted.
+    let mut hooks = Vec::new();
+    for n in 0..12 {
+        let namespace_uid: Arc<str> = format!("ns-{n}").into();
+        let hook = HookDefinition { namespace_uid: namespace_uid.clone(), ..hook("one", false) };
+        let sub = SubDefinition { namespace_uid, uid: format!("uid-{n}").into(), ..sub("one", "one") };
+        let registered = store.register(vec![Register::Hook(hook), Register::Sub(sub)]).await.unwrap();
+        let Registered::Hook(id) = registered[0] else { panic!("{registered:?}") };
+        hooks.push(id);
+    }
     let data = "x".repeat(10_000);
     let mut accepted = Vec::new();
     let refusal = loop {
-        match store.accept(vec![event(&data)]).await {
+        let namespace_uid = format!("ns-{}", accepted.len() % hooks.len()).into();
+        match store.accept(vec![NewEvent { namespace_uid, ..event(&data) }]).await {
             Ok(verdicts) => accepted.extend(verdicts),
             Err(refusal) => break refusal,
         }
     };
-    // What is beyond the backlog's share dies and is evicted meanwhile, so there
-    // may be room again a moment later.
     assert_eq!(refusal, AcceptError::Full);
     assert!(accepted.len() > 100, "only {} events fit", accepted.len());
     let due = store.store_now().plus_ms(1);
     for tries in 0..20 {
-        let failed = accepted.iter().filter_map(|verdict| match verdict {
-            Accepted::New(id) => Some(outcome(hook, id.pos, tries, Next::At(due))),
+        let failed = accepted.iter().zip(hooks.iter().cycle()).filter_map(|(verdict, hook)| match verdict {
+            Accepted::New(id) => Some(outcome(*hook, id.pos, tries, Next::At(due))),
             _ => None,
         });
         record(&store, failed.collect()).await;
     }
     let totals = check_totals(&store).await;
     assert_eq!(totals.pending, accepted.len() as u64);
-    assert_eq!(store.waiting(hook, due, 1).await.unwrap().rows[0].tries, 20);
+    assert_eq!(store.waiting(hooks[0], due, 1).await.unwrap().rows[0].tries, 20);
 
-    let bigger = StoreLimits { size_bytes: 64 << 20, namespace_bytes: Some(4 << 20), ..place.limits };
+    let bigger = StoreLimits { size_bytes: 64 << 20, namespace_bytes: Some(2_000_000), ..place.limits };
     store.configure(bigger);
     let small = store.accept(vec![event("1")]).await;
     assert!(small.is_ok(), "{small:?}");

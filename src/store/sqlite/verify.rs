@@ -5,14 +5,19 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags, Result};
 
 use super::{
+    effects::BUCKET_SHIFT,
+    maintenance::EVENT_BYTES,
     open::{SCHEMA_VERSION, meta},
     rows::{Epochs, damaged},
-    tally::discarded_key,
+    tally::{Ledger, discarded_key},
 };
-use crate::store::{DiscardReason, Totals};
+use crate::store::{DiscardReason, HookId, Totals};
 
 /// Problems of one kind that are told one by one.
 const PROBLEMS_MAX: u32 = 20;
+/// What is pending, from all tables.
+const PENDING: &str = "SELECT hook, seq FROM owed UNION ALL SELECT hook, seq FROM retry
+     UNION ALL SELECT hook, seq FROM parked";
 /// `dead.card` of what was dismissed.
 const CARD_DISMISSED: i64 = 3;
 
@@ -79,6 +84,23 @@ pub enum Problem {
         /// Delivered, dead, discarded and pending ones.
         found: u64,
     },
+    /// Counters of Webhooks do not tell what the tables hold.
+    #[error(
+        "the counters of {count} Webhook(s) are wrong, the first is {first}: {counted} pending and dead, not {found}"
+    )]
+    Tally {
+        /// How many.
+        count: u64,
+        /// Number of the first.
+        first: i64,
+        /// Its pending and its dead Deliveries, by its counters.
+        counted: String,
+        /// The same, by the tables.
+        found: String,
+    },
+    /// The numbers of events and bytes that are kept of parts of the store are wrong.
+    #[error("{0} of the store's parts have other events or bytes than are counted for them")]
+    Buckets(u64),
 }
 
 /// Verifies a store or a backup of one. A store may be in use meanwhile; its log
@@ -106,6 +128,8 @@ pub(super) fn verify_database(db: &Connection) -> Result<Verification> {
     count(&snapshot, &mut found)?;
     check_events(&snapshot, &epochs, &mut found)?;
     check_deliveries(&snapshot, &mut found)?;
+    check_tallies(&snapshot, &mut found)?;
+    check_buckets(&snapshot, &mut found)?;
     Ok(found)
 }
 
@@ -190,8 +214,6 @@ fn check_events(db: &Connection, epochs: &Epochs, found: &mut Verification) -> R
 }
 
 fn check_deliveries(db: &Connection, found: &mut Verification) -> Result<()> {
-    const PENDING: &str = "SELECT hook, seq FROM owed UNION ALL SELECT hook, seq FROM retry
-         UNION ALL SELECT hook, seq FROM parked";
     let no_event = number(
         db,
         &format!("SELECT count(*) FROM ({PENDING}) p WHERE NOT EXISTS (SELECT 1 FROM event e WHERE e.seq = p.seq)"),
@@ -208,6 +230,55 @@ fn check_deliveries(db: &Connection, found: &mut Verification) -> Result<()> {
     )?;
     if two_states > 0 {
         found.problems.push(Problem::TwoStates(two_states));
+    }
+    Ok(())
+}
+
+/// Counters of hooks that are known: of one that was purged entries of the log may
+/// be left.
+fn check_tallies(db: &Connection, found: &mut Verification) -> Result<()> {
+    let tallies = Ledger::load(db)?.tallies;
+    let mut rows = db.prepare(&format!(
+        "SELECT h.id, coalesce(p.n, 0), coalesce(d.n, 0) FROM hook h
+         LEFT JOIN (SELECT hook, count(*) n FROM ({PENDING}) GROUP BY hook) p ON p.hook = h.id
+         LEFT JOIN (SELECT hook, count(*) n FROM dead WHERE card <> {CARD_DISMISSED} GROUP BY hook) d ON d.hook = h.id
+         ORDER BY h.id"
+    ))?;
+    let mut rows = rows.query([])?;
+    let (mut count, mut first) = (0, None);
+    while let Some(row) = rows.next()? {
+        let (hook, held): (i64, (u64, u64)) = (row.get(0)?, (row.get(1)?, row.get(2)?));
+        let tally = tallies.get(HookId(hook));
+        if (tally.pending, tally.dead) != held {
+            count += 1;
+            first.get_or_insert((hook, (tally.pending, tally.dead), held));
+        }
+    }
+    if let Some((first, counted, held)) = first {
+        let text = |(pending, dead): (u64, u64)| format!("{pending} and {dead}");
+        found.problems.push(Problem::Tally { count, first, counted: text(counted), found: text(held) });
+    }
+    Ok(())
+}
+
+fn check_buckets(db: &Connection, found: &mut Verification) -> Result<()> {
+    let wrong = |kept: &str, by: &str| {
+        let held = format!(
+            "SELECT seq >> {BUCKET_SHIFT} AS bucket, {by} AS part, count(*) n, sum({EVENT_BYTES}) bytes
+             FROM event GROUP BY 1, 2"
+        );
+        number(
+            db,
+            &format!(
+                "SELECT count(*) FROM ({kept}) k FULL JOIN ({held}) e ON e.bucket = k.bucket AND e.part = k.part
+                 WHERE coalesce(k.events, 0) <> coalesce(e.n, 0) OR coalesce(k.bytes, 0) <> coalesce(e.bytes, 0)"
+            ),
+        )
+    };
+    let parts = wrong("SELECT id AS bucket, 0 AS part, events, bytes FROM bucket", "0")?
+        + wrong("SELECT bucket, ns AS part, events, bytes FROM bucket_ns", "ns")?;
+    if parts > 0 {
+        found.problems.push(Problem::Buckets(parts));
     }
     Ok(())
 }

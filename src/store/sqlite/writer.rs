@@ -39,6 +39,7 @@ use super::{
 };
 use crate::{
     event::{Pos, StoreTime},
+    runtime::clock,
     store::{AcceptError, Accepted, HookId, News, NewsSender, RecordTicket, Router, StoreError, StoreLimits, Target},
 };
 
@@ -48,6 +49,15 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 const BEHIND_SLEEP: Duration = Duration::from_millis(50);
 /// Store time between two looks of maintenance at most, in milliseconds.
 const MAINTENANCE_EVERY_MS: i64 = 60_000;
+/// How long upkeep that nobody waits for waits for a transaction to ride with.
+const UPKEEP_WAIT: Duration = Duration::from_millis(10);
+/// Part of the time of a transaction that somebody waits for which upkeep may add
+/// to it, beside one step.
+const UPKEEP_PART: u32 = 8;
+/// Time that upkeep takes of one transaction at most, beside one step.
+const UPKEEP_TIME_MAX: Duration = Duration::from_millis(5);
+/// Steps of upkeep in one transaction at most.
+const UPKEEP_STEPS_MAX: usize = 64;
 
 /// What the writer shares with the callers.
 pub(super) struct Shared {
@@ -93,6 +103,11 @@ pub(super) struct Writer {
     pub(super) checkpointer: Checkpointer,
     /// When maintenance looks again.
     pub(super) due: StoreTime,
+    /// What is due of it is nothing that somebody waits for.
+    pub(super) is_upkeep_spare: bool,
+    /// How long the last transaction took that somebody waited for, without its
+    /// upkeep.
+    pub(super) awaited_took: Duration,
     /// Whether the last transaction was one that waits for the disk.
     pub(super) is_full_sync: bool,
 }
@@ -154,6 +169,9 @@ impl Writer {
     fn patience(&self) -> Duration {
         let due = self.ledger.due().map_or(self.due, |due| due.min(self.due));
         let left_ms = due.0.saturating_sub(self.shared.clock.now().0);
+        if left_ms <= 0 && self.is_upkeep_spare {
+            return UPKEEP_WAIT;
+        }
         let most = if self.shared.is_behind.load(Ordering::Relaxed) { BEHIND_SLEEP } else { SLEEP_MAX };
         Duration::from_millis(u64::try_from(left_ms).unwrap_or_default()).min(most)
     }
@@ -181,6 +199,7 @@ impl Writer {
     fn work(&mut self, work: Work, is_last: bool) -> Result<()> {
         if let Some(limits) = work.limits {
             self.room.configure(&self.db, &limits)?;
+            self.checkpointer.configure(limits.size_bytes);
             self.state.limits = limits;
             self.due = StoreTime(0);
         }
@@ -220,12 +239,24 @@ impl Writer {
     fn transaction(&mut self, work: Work, now: StoreTime) -> Result<()> {
         let mut effects = Effects::default();
         let mut answers = Answers::default();
+        let is_awaited = work.is_awaited();
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        self.ledger.write_rows(&self.db, now, self.state.next)?;
+        if self.due <= now {
+            self.maintain(now, is_awaited, &mut effects)?;
+        }
+        let begun = clock::monotonic();
         let entry = self.fill(work, now, &mut effects, &mut answers)?;
         self.commit()?;
+        if is_awaited {
+            self.awaited_took = clock::monotonic().saturating_duration_since(begun);
+        }
         self.ledger.committed(&effects.deltas, entry);
         self.room.free(&effects.freed);
         self.room.committed(&self.db)?;
+        if self.rounds.look_at_room(self.room.used(), self.state.limits.size_bytes) {
+            self.due = StoreTime(0);
+        }
         answers.send();
         for news in effects.news {
             self.news.send(news);
@@ -255,10 +286,6 @@ impl Writer {
         answers: &mut Answers,
     ) -> Result<Option<i64>> {
         let before = (self.state.next, self.state.next_attempt);
-        self.ledger.write_rows(&self.db, now, self.state.next)?;
-        if self.due <= now {
-            self.maintain(now, effects)?;
-        }
         self.record(&work, now, effects)?;
         for command in work.commands {
             self.command(command, now, effects, answers)?;
@@ -292,15 +319,29 @@ impl Writer {
         }
     }
 
-    fn maintain(&mut self, now: StoreTime, effects: &mut Effects) -> Result<()> {
+    /// Does what is due of upkeep, as much as there is time for: all of it beside
+    /// outcomes alone, a part of what they took before beside publishers. So it
+    /// keeps up with them, whatever the disk does, and hardly holds them up.
+    fn maintain(&mut self, now: StoreTime, is_awaited: bool, effects: &mut Effects) -> Result<()> {
         let tallies = self.ledger.tallies.clone();
         let mut rounds = std::mem::take(&mut self.rounds);
-        let progress = rounds.step(&mut self.step(now, effects), &|hook| tallies.pending(hook));
+        let part = if is_awaited { self.awaited_took / UPKEEP_PART } else { UPKEEP_TIME_MAX };
+        let end = clock::monotonic() + part.min(UPKEEP_TIME_MAX);
+        self.is_upkeep_spare = true;
+        for _ in 0..UPKEEP_STEPS_MAX {
+            self.due = match rounds.step(&mut self.step(now, effects), &|hook| tallies.pending(hook))? {
+                Progress::More => {
+                    self.is_upkeep_spare = false;
+                    now
+                }
+                Progress::Spare => now,
+                Progress::Idle(until) => until.min(now.plus_ms(MAINTENANCE_EVERY_MS)),
+            };
+            if self.due > now || clock::monotonic() >= end {
+                break;
+            }
+        }
         self.rounds = rounds;
-        self.due = match progress? {
-            Progress::More => now,
-            Progress::Idle(until) => until.min(now.plus_ms(MAINTENANCE_EVERY_MS)),
-        };
         Ok(())
     }
 
@@ -350,7 +391,7 @@ impl Writer {
                 answers.later(reply, ());
             }
         }
-        self.due = StoreTime(0);
+        (self.due, self.is_upkeep_spare) = (StoreTime(0), false);
         Ok(())
     }
 
@@ -396,7 +437,7 @@ impl Writer {
         }
         accept.added.write(&self.db)?;
         if accept.has_scans {
-            self.due = StoreTime(0);
+            (self.due, self.is_upkeep_spare) = (StoreTime(0), false);
         }
         Ok(())
     }

@@ -130,8 +130,19 @@ impl Writer {
 
     /// kill -9, and what it had said by then.
     pub fn kill(mut self) -> Vec<Said> {
+        self.kill_wrapped();
         self.child.kill().unwrap();
         self.wait().1
+    }
+
+    /// A wrapper that is killed leaves its own child running.
+    fn kill_wrapped(&self) {
+        let id = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            // It may have ended just now.
+            drop(Command::new("kill").args(["-9", child]).stderr(Stdio::null()).status());
+        }
     }
 
     /// Whether it ended well, and what it had said.
@@ -145,6 +156,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         // It ended already, or nobody needs it any more.
+        self.kill_wrapped();
         drop(self.child.kill());
         drop(self.child.wait());
     }

@@ -23,6 +23,7 @@ use rusqlite::Result;
 
 pub(super) use cards::{cards, mark_cards};
 pub(super) use replay::{cancel_replay, replay, replay_run};
+pub(super) use sweep::EVENT_BYTES;
 
 use self::{
     expiry::Expiry,
@@ -30,7 +31,10 @@ use self::{
     reopen::Replays,
     retention::{Pins, RETENTION_EVERY_MS, Retention},
 };
-use super::effects::{Progress, Step};
+use super::{
+    effects::{Progress, Step},
+    space::evict_above,
+};
 use crate::{
     event::StoreTime,
     store::{HookId, StoreLimits},
@@ -69,6 +73,12 @@ impl Kind {
         Self::DeadOfAge,
         Self::Forget,
     ];
+
+    /// What is left when this kind has worked: events wait for their fan-out, for
+    /// everything else some milliseconds do not matter.
+    const fn progress(self) -> Progress {
+        if matches!(self, Self::FanOut) { Progress::More } else { Progress::Spare }
+    }
 }
 
 /// Where the rounds stand. Lives as long as the writer; a new one begins every
@@ -88,9 +98,24 @@ pub(super) struct Rounds {
     pins: Pins,
     dead_at: StoreTime,
     forget_at: StoreTime,
+    was_nearly_full: bool,
 }
 
 impl Rounds {
+    /// So much of the store's size is in use after a commit. True if it is nearly
+    /// full since now: there is something to do before the next round, or
+    /// publishers are refused until then.
+    pub(super) fn look_at_room(&mut self, used: u64, size: u64) -> bool {
+        let is_nearly_full = used > evict_above(size);
+        let is_new = is_nearly_full && !self.was_nearly_full;
+        self.was_nearly_full = is_nearly_full;
+        if is_new {
+            self.expiry.hurry();
+            self.retention.press();
+        }
+        is_new
+    }
+
     /// Does one bounded piece of work; the kinds of work take turns.
     ///
     /// `pending` tells how many Deliveries of a hook are owed, wait or are
@@ -109,10 +134,11 @@ impl Rounds {
         let mut idle = StoreTime(i64::MAX);
         for offset in 0..Kind::ALL.len() {
             let index = (self.turn + offset) % Kind::ALL.len();
-            match self.take_turn(Kind::ALL[index], step, pending)? {
+            let kind = Kind::ALL[index];
+            match self.take_turn(kind, step, pending)? {
                 Turn::Worked => {
                     self.turn = index + 1;
-                    return Ok(Progress::More);
+                    return Ok(kind.progress());
                 }
                 Turn::Idle(at) => idle = idle.min(at),
             }

@@ -10,7 +10,7 @@
 //! when an event is removed, so the marks may be too many and never too few.
 //!
 //! # When the store is nearly full
-//! Above [`EVICT_PERCENT`] of its size, events whose Deliveries have all ended go,
+//! Above [`evict_above`] of its size, events whose Deliveries have all ended go,
 //! oldest bucket first; when there are none left, dead Deliveries, oldest first.
 
 use rusqlite::{OptionalExtension, Result};
@@ -19,10 +19,11 @@ use super::{
     super::{
         effects::{BUCKET_SHIFT, STEP_ROWS_MAX, Step},
         rows::seq_of,
+        space::evict_above,
     },
     Turn,
     place::{bucket_of_seq, discard_dead},
-    sweep::{Freed, clear_bucket, remove_event},
+    sweep::{Freed, clear_bucket, remove_event, remove_events},
 };
 use crate::{event::StoreTime, store::DiscardReason};
 
@@ -31,13 +32,18 @@ pub(super) const RETENTION_EVERY_MS: i64 = 60_000;
 /// How often buckets that were swept before are swept again, for what has ended
 /// since, in milliseconds: 1 h.
 pub(super) const RESWEEP_EVERY_MS: i64 = 3_600_000;
-/// Fullness of the store above which it evicts, in percent of its size. Below
-/// the one at which it takes nothing more.
-pub(super) const EVICT_PERCENT: u64 = 85;
+/// Time between rounds while the store is nearly full, in milliseconds.
+pub(super) const FULL_EVERY_MS: i64 = 10_000;
 /// Dead Deliveries that are discarded for want of room before buckets are swept
-/// again for their events: to sweep after each step would go over all buckets for
-/// [`STEP_ROWS_MAX`] Deliveries.
-const EVICT_DEAD_MAX: usize = 16_384;
+/// again for their events, at most: to sweep after each step would go over all
+/// buckets for [`STEP_ROWS_MAX`] Deliveries.
+const EVICT_DEAD_MAX: u64 = 16_384;
+/// The same, as a part of the events that are there: a small store would else
+/// lose more of them than it needs room for.
+const EVICT_DEAD_PART: u64 = 32;
+/// Events that are removed at once if nothing refers to any of them, and attempts
+/// that go with them.
+const REMOVE_MAX: usize = STEP_ROWS_MAX / 2;
 /// Owed rows that one step marks at most.
 const MARK_ROWS_MAX: usize = 8_192;
 /// Owed rows of one bucket that are marked at most: with more it is left alone.
@@ -121,13 +127,18 @@ pub(super) struct Retention {
     /// Buckets up to here were swept for want of room, in this round.
     forced_upto: Option<i64>,
     /// Dead Deliveries that were discarded for want of room since.
-    evicted: usize,
+    evicted: u64,
 }
 
 impl Retention {
     /// The next round begins at once, and with the oldest bucket.
     pub(super) fn hurry(&mut self) {
         (self.next_at, self.aged_upto, self.forced_upto) = (StoreTime(0), None, None);
+    }
+
+    /// The next round begins at once: the store is nearly full.
+    pub(super) fn press(&mut self) {
+        self.next_at = StoreTime(0);
     }
 
     pub(super) fn turn(&mut self, step: &mut Step<'_>, pins: &mut Pins) -> Result<Turn> {
@@ -152,18 +163,19 @@ impl Retention {
             pins.begin(bucket);
             return Ok(Turn::Worked);
         }
-        if is_needed(step, Cause::Full)? {
-            let has_evicted = evict_dead(step)?;
-            self.evicted += if has_evicted { STEP_ROWS_MAX } else { 0 };
-            if self.evicted >= EVICT_DEAD_MAX || (self.evicted > 0 && !has_evicted) {
+        let is_full = is_needed(step, Cause::Full)?;
+        if is_full {
+            let evicted = evict_dead(step)?;
+            self.evicted += evicted;
+            if self.evicted > 0 && (evicted == 0 || self.evicted >= evict_max(step)?) {
                 (self.evicted, self.forced_upto) = (0, None);
                 return Ok(Turn::Worked);
             }
-            if has_evicted {
+            if evicted > 0 {
                 return Ok(Turn::Worked);
             }
         }
-        self.next_at = step.now.plus_ms(RETENTION_EVERY_MS);
+        self.next_at = step.now.plus_ms(if is_full { FULL_EVERY_MS } else { RETENTION_EVERY_MS });
         self.forced_upto = None;
         if step.now >= self.resweep_at {
             self.resweep_at = step.now.plus_ms(RESWEEP_EVERY_MS);
@@ -238,6 +250,9 @@ pub(super) const OWED_WALK: &str =
 fn remove(step: &mut Step<'_>, pins: &Pins, sweep: &Sweep, from: i64) -> Result<Option<Phase>> {
     let floor = scan_floor(step)?;
     let upto = floor.unwrap_or(sweep.upto).min(sweep.upto);
+    if let Some(last) = remove_free(step, pins, from, upto)? {
+        return Ok(Some(Phase::Remove { from: last + 1 }));
+    }
     let events: Vec<(i64, bool)> = step
         .tx
         .prepare_cached(EVENTS_TO_REMOVE)?
@@ -268,6 +283,40 @@ fn remove(step: &mut Step<'_>, pins: &Pins, sweep: &Sweep, from: i64) -> Result<
         .query_row((first, first + (1 << BUCKET_SHIFT)), |row| row.get::<_, bool>(0))?;
     Ok((is_empty && !is_newest).then_some(Phase::Clear))
 }
+
+/// Removes the next events at once if nothing refers to any of them, which is how
+/// it is mostly; gives the last of them. None if they want a closer look.
+fn remove_free(step: &mut Step<'_>, pins: &Pins, from: i64, upto: i64) -> Result<Option<i64>> {
+    let events: Vec<i64> = step
+        .tx
+        .prepare_cached(EVENTS_NEXT)?
+        .query_map((from, upto, REMOVE_MAX), |row| row.get(0))?
+        .collect::<Result<_>>()?;
+    let (Some(&first), Some(&last)) = (events.first(), events.last()) else { return Ok(None) };
+    let is_full_step = events.len() == REMOVE_MAX;
+    if !is_full_step || events.iter().any(|seq| pins.has(*seq)) {
+        return Ok(None);
+    }
+    let is_referred = step.tx.prepare_cached(REFERRED)?.query_row((first, last), |row| row.get::<_, bool>(0))?;
+    if is_referred {
+        return Ok(None);
+    }
+    let mut freed = Freed::default();
+    let has_removed = remove_events(step, (first, last), REMOVE_MAX, &mut freed)?;
+    freed.apply(step)?;
+    Ok(has_removed.then_some(last))
+}
+
+pub(super) const EVENTS_NEXT: &str = "SELECT seq FROM event WHERE seq >= ?1 AND seq < ?2 ORDER BY seq LIMIT ?3";
+
+/// Whether anything refers to positions from ?1 to ?2, dismissed Deliveries among
+/// them.
+pub(super) const REFERRED: &str = "SELECT EXISTS (SELECT 1 FROM retry WHERE seq BETWEEN ?1 AND ?2)
+        OR EXISTS (SELECT 1 FROM parked WHERE seq BETWEEN ?1 AND ?2)
+        OR EXISTS (SELECT 1 FROM dead WHERE seq BETWEEN ?1 AND ?2)
+        OR EXISTS (SELECT 1 FROM scan INDEXED BY scan_fan WHERE kind = 'fan' AND first BETWEEN ?1 AND ?2)
+        OR EXISTS (SELECT 1 FROM scan s JOIN replay_item i ON i.scan = s.id AND i.seq BETWEEN ?1 AND ?2
+                   WHERE s.kind = 'replay' AND s.state < 3)";
 
 pub(super) const EVENTS_TO_REMOVE: &str = "SELECT e.seq,
         EXISTS (SELECT 1 FROM retry r WHERE r.seq = e.seq)
@@ -300,7 +349,7 @@ fn is_needed(step: &Step<'_>, cause: Cause) -> Result<bool> {
                 .query_row([], |row| row.get(0))?;
             bytes > limit
         }
-        (Cause::Full, _) => used_bytes(step)? > step.limits.size_bytes / 100 * EVICT_PERCENT,
+        (Cause::Full, _) => used_bytes(step)? > evict_above(step.limits.size_bytes),
     })
 }
 
@@ -313,15 +362,22 @@ fn used_bytes(step: &Step<'_>) -> Result<u64> {
 /// Discards the dead that are older than `dead_age`, oldest first.
 pub(super) fn dead_of_age(step: &mut Step<'_>) -> Result<bool> {
     let over = step.now.0.saturating_sub(milliseconds(step.limits.dead_age));
-    discard_dead_before(step, over)
+    Ok(discard_dead_before(step, over)? > 0)
 }
 
-/// Discards the oldest dead, for room.
-fn evict_dead(step: &mut Step<'_>) -> Result<bool> {
+/// Discards the oldest dead, for room; how many they were.
+fn evict_dead(step: &mut Step<'_>) -> Result<u64> {
     discard_dead_before(step, i64::MAX)
 }
 
-fn discard_dead_before(step: &mut Step<'_>, at: i64) -> Result<bool> {
+/// How many dead Deliveries go before it is looked how much room that made.
+fn evict_max(step: &Step<'_>) -> Result<u64> {
+    let events: u64 =
+        step.tx.prepare_cached("SELECT coalesce(sum(events), 0) FROM bucket")?.query_row([], |row| row.get(0))?;
+    Ok((events / EVICT_DEAD_PART).min(EVICT_DEAD_MAX))
+}
+
+fn discard_dead_before(step: &mut Step<'_>, at: i64) -> Result<u64> {
     let rows: Vec<(i64, i64)> = step
         .tx
         .prepare_cached(DEAD_OLD)?
@@ -330,7 +386,7 @@ fn discard_dead_before(step: &mut Step<'_>, at: i64) -> Result<bool> {
     for &(hook, seq) in &rows {
         discard_dead(step, hook, seq, DiscardReason::Retention)?;
     }
-    Ok(!rows.is_empty())
+    Ok(rows.len() as u64)
 }
 
 pub(super) const DEAD_OLD: &str = "SELECT hook, seq FROM dead WHERE card <> 3 AND at < ?1 ORDER BY at LIMIT ?2";

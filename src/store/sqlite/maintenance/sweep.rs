@@ -24,6 +24,11 @@ pub(super) struct Freed {
 }
 
 impl Freed {
+    fn add(&mut self, seq: i64, ns: i64, bytes: i64) {
+        let entry = self.by_bucket.entry((bucket_of_seq(seq), ns)).or_default();
+        *entry = (entry.0 + 1, entry.1 + bytes);
+    }
+
     /// Subtracts it, and tells the writer.
     pub(super) fn apply(self, step: &mut Step<'_>) -> Result<()> {
         for ((bucket, ns), (events, bytes)) in self.by_bucket {
@@ -56,11 +61,7 @@ pub(super) fn remove_event(step: &Step<'_>, seq: i64, room: &mut usize, freed: &
         .prepare_cached("SELECT bucket, hook, id FROM attempt WHERE seq = ?1 LIMIT ?2")?
         .query_map((seq, *room), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<Result<_>>()?;
-    for &(bucket, hook, id) in &attempts {
-        db.prepare_cached("DELETE FROM attempt WHERE bucket = ?1 AND hook = ?2 AND id = ?3")?
-            .execute((bucket, hook, id))?;
-        db.prepare_cached("DELETE FROM answer WHERE id = ?1")?.execute([id])?;
-    }
+    remove_attempts(db, &attempts)?;
     *room -= attempts.len();
     let dismissed: Vec<i64> = db
         .prepare_cached("SELECT hook FROM dead WHERE seq = ?1 AND card = 3 LIMIT ?2")?
@@ -83,14 +84,55 @@ pub(super) fn remove_event(step: &Step<'_>, seq: i64, room: &mut usize, freed: &
         .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     if let Some((ns, bytes)) = removed {
-        let entry = freed.by_bucket.entry((bucket_of_seq(seq), ns)).or_default();
-        *entry = (entry.0 + 1, entry.1 + bytes);
+        freed.add(seq, ns, bytes);
     }
     Ok(true)
 }
 
+/// Removes all events from the first to the last position, with their attempts
+/// and their answers. False, and nothing is removed, if they have more attempts
+/// than may go.
+///
+/// # Assumptions
+/// Nothing refers to any of them, not even a dismissed Delivery.
+pub(super) fn remove_events(
+    step: &Step<'_>,
+    (first, last): (i64, i64),
+    attempts_max: usize,
+    freed: &mut Freed,
+) -> Result<bool> {
+    let db = step.tx;
+    let attempts: Vec<(i64, i64, i64)> = db
+        .prepare_cached(ATTEMPTS_OF)?
+        .query_map((first, last, attempts_max + 1), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<Result<_>>()?;
+    if attempts.len() > attempts_max {
+        return Ok(false);
+    }
+    remove_attempts(db, &attempts)?;
+    let mut delete =
+        db.prepare_cached(&format!("DELETE FROM event WHERE seq BETWEEN ?1 AND ?2 RETURNING seq, ns, {EVENT_BYTES}"))?;
+    let mut removed = delete.query((first, last))?;
+    while let Some(row) = removed.next()? {
+        freed.add(row.get(0)?, row.get(1)?, row.get(2)?);
+    }
+    Ok(true)
+}
+
+pub(super) const ATTEMPTS_OF: &str = "SELECT bucket, hook, id FROM attempt WHERE seq BETWEEN ?1 AND ?2 LIMIT ?3";
+
+fn remove_attempts(db: &Connection, attempts: &[(i64, i64, i64)]) -> Result<()> {
+    let mut attempt = db.prepare_cached("DELETE FROM attempt WHERE bucket = ?1 AND hook = ?2 AND id = ?3")?;
+    let mut answer = db.prepare_cached("DELETE FROM answer WHERE id = ?1")?;
+    for &(bucket, hook, id) in attempts {
+        attempt.execute((bucket, hook, id))?;
+        answer.execute([id])?;
+    }
+    Ok(())
+}
+
 /// Bytes of an event as the accept counts them.
-pub(super) const EVENT_BYTES: &str =
+pub(in super::super) const EVENT_BYTES: &str =
     "octet_length(type) + octet_length(source) + coalesce(octet_length(head), 0) + octet_length(body)";
 
 /// Removes what is left of a bucket without events, at most `room` rows at a

@@ -1,10 +1,12 @@
 //! Tests of what the store does by itself: most open the whole store, with a
 //! clock that they move.
 
+mod limits;
 mod plans;
 mod removal;
 mod replays;
 mod routing;
+mod sums;
 
 use std::sync::Arc;
 

@@ -26,8 +26,10 @@ async fn retention_takes_what_has_ended_and_never_what_is_owed_waits_or_is_dead(
     record(&store, vec![outcome(hook, events[3], 0, Next::Done)]).await;
     pass(&place, 3_700_000);
     until(&store, "swept again", async || store.totals().await.unwrap().events == 2).await;
+    settle(&store).await;
     pass(&place, 23 * DAY_MS);
     until(&store, "the dead are over", async || store.totals().await.unwrap().dead == 0).await;
+    settle(&store).await;
     pass(&place, 3_700_000);
     until(&store, "and their event", async || store.totals().await.unwrap().events == 1).await;
     let totals = check_totals(&store).await;

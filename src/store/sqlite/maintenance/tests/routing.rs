@@ -10,7 +10,7 @@ use crate::store::{From, News, Router, StoreLimits, SubDefinition};
 fn step_by_hand(place: &Place, is_committed: bool) -> Effects {
     let db = place.database();
     let mut router = Everything::default();
-    router.apply(&register::route_changes(register::known(&db).unwrap()));
+    router.apply(&register::route_changes(register::known(&db, |_| 0).unwrap()));
     let limits = StoreLimits::default();
     let mut effects = Effects::default();
     let tx = db.unchecked_transaction().unwrap();
