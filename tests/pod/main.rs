@@ -13,6 +13,7 @@ mod deletion;
 mod disk;
 mod endpoints;
 mod gate;
+mod limits;
 mod outage;
 mod stage;
 mod upgrade;

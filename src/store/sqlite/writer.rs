@@ -28,6 +28,7 @@ use super::{
     checkpoint::Checkpointer,
     effects::{Effects, Progress, Step},
     maintenance,
+    metrics::StoreMetrics,
     open::set_meta,
     outcomes::{Record, Successes},
     queue::{Batch, Command, Queue, Reply, Work, closed},
@@ -91,6 +92,7 @@ pub(super) struct Writer {
     pub(super) successes: Successes,
     pub(super) rounds: maintenance::Rounds,
     pub(super) checkpointer: Checkpointer,
+    pub(super) metrics: StoreMetrics,
     /// When maintenance looks again.
     pub(super) due: StoreTime,
     /// Whether the last transaction was one that waits for the disk.
@@ -224,6 +226,7 @@ impl Writer {
         let entry = self.fill(work, now, &mut effects, &mut answers)?;
         self.commit()?;
         self.ledger.committed(&effects.deltas, entry);
+        self.metrics.committed(&effects);
         self.room.free(&effects.freed);
         self.room.committed(&self.db)?;
         answers.send();

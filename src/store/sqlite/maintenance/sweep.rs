@@ -39,6 +39,7 @@ impl Freed {
                 )?
                 .execute((bucket, ns, events, bytes))?;
             step.effects.freed.push((ns, u64::try_from(bytes).unwrap_or_default()));
+            step.effects.events_removed += events;
         }
         Ok(())
     }
