@@ -6,6 +6,7 @@
 cd "$REPOSITORY"
 toolchains
 apt_need strace strace
+apt_need faketime faketime
 ulimit -n "$(ulimit -Hn)"
 # One after the other: some of them measure times.
 step "Faults, seen from outside a pod (long forms)" env POSTHORN_FAULTS=full \

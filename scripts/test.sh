@@ -8,6 +8,9 @@ toolchains
 step "Format" cargo fmt --check
 step "Lints" cargo clippy --quiet --locked --all-targets -- -D warnings
 step "Unit and integration tests" cargo test --locked --lib --bins --test it
+apt_need strace strace
+apt_need faketime faketime
+step "Fault tests of the delivery pod" cargo test --quiet --locked --test pod -- --test-threads 4
 schemathesis=$(scripts/schemathesis.sh)
 step "Fuzzing ingest by its description" env SCHEMATHESIS="$schemathesis" cargo test --quiet --locked --test openapi
 step "Licences and sources of dependencies" scripts/deny.sh

@@ -12,7 +12,7 @@ pub enum LogFormat {
 }
 
 /// What is logged unless `RUST_LOG` says otherwise. The Kubernetes client writes
-/// an error for each call that fails, some a second while the API server is away;
+/// an error for each call that fails, several a second while the API server is away;
 /// whoever made the call says it once, and to which object it was.
 pub const DEFAULT_FILTER: &str = "info,kube_client::client::builder=off";
 

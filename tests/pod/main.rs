@@ -8,6 +8,7 @@
 
 #![allow(unreachable_pub, reason = "shared by the tests of one binary")]
 
+mod clock;
 mod crashes;
 mod deletion;
 mod disk;
