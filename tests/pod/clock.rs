@@ -2,6 +2,7 @@
 
 use std::{fs, process::Command, time::Duration};
 
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
 use crate::{
@@ -54,4 +55,6 @@ async fn jumps_of_the_clock_by_three_days_expire_nothing_and_hold_nothing_up() {
     stage.receiver.set_up("orders", true);
     stage.until_delivered("/switch/orders", &ids).await;
     assert_eq!(stage.api.list("deadletters").len(), 0);
+    let then = (Timestamp::now() - SignedDuration::from_hours(72)).strftime("%Y-%m-%dT").to_string();
+    assert!(stage.pod.log().contains(&then), "the clock did not jump\n{}", stage.pod.log_tail());
 }

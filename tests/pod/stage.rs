@@ -95,7 +95,9 @@ impl Stage {
         let began = Instant::now();
         loop {
             let request = crate::rig::pod::client().post(&url).bearer_auth(objects::token("publisher"));
-            match request.header("content-type", "application/json").body(body.clone()).send().await {
+            // A review of the caller has 5 s.
+            let request = request.timeout(Duration::from_secs(10)).header("content-type", "application/json");
+            match request.body(body.clone()).send().await {
                 Ok(answer) => return (answer.status().as_u16(), answer.headers().clone()),
                 Err(error) => assert!(began.elapsed() < WAIT, "{error}\n{}", self.pod.log_tail()),
             }
