@@ -66,6 +66,7 @@ async fn a_namespace_made_anew_sees_nothing_of_its_predecessor() {
     let delivered = stage.receiver.ids("/switch/orders");
     assert_eq!(delivered.intersection(&old).count(), 0, "events of the namespace that is gone were delivered");
     stage.until_discarded(50).await;
+    stage.until_removed(50).await;
     stage.pod.terminate();
     let table = stage.verify_store();
     assert_eq!(number_of(&table, "discarded: NamespaceDeleted"), 50, "{table}");
@@ -92,10 +93,7 @@ async fn namespaces_that_went_while_the_pod_was_away_are_discarded_with_their_re
     stage.api.delete("namespaces", "", "bare");
     stage.pod.start().await;
     stage.until_discarded(30).await;
-    until("the events are removed", WAIT, async || {
-        stage.pod.metric("posthorn_store_events_removed_total").await >= 50.0
-    })
-    .await;
+    stage.until_removed(50).await;
     assert_eq!(stage.post(NAMESPACE, "order.paid").await.0, 404);
     stage.pod.terminate();
     let table = stage.verify_store();

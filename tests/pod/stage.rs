@@ -133,6 +133,14 @@ impl Stage {
         .await;
     }
 
+    /// Waits until so many events were removed since the pod's start.
+    pub async fn until_removed(&self, events: u64) {
+        until("events are removed", WAIT, async || {
+            self.pod.metric("posthorn_store_events_removed_total").await as u64 >= events
+        })
+        .await;
+    }
+
     /// What `posthorn store verify` says of the store; the pod must not run.
     pub fn verify_store(&self) -> String {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_posthorn"))
