@@ -10,6 +10,7 @@ apt_need strace strace
 apt_need mkfs.ext4 e2fsprogs
 apt_need losetup mount
 apt_need xfs_io xfsprogs
+apt_need faketime faketime
 ulimit -n "$(ulimit -Hn)"
 # One after the other: some of them measure times.
 step "Faults below the store (long forms)" env POSTHORN_FAULTS=full \

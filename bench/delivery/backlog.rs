@@ -132,7 +132,7 @@ pub async fn dead_endpoint(settings: &Settings, report: &mut Report) {
     }
     tokio::time::sleep(Duration::from_secs(5)).await;
     let cards = bench.api.list("deadletters").len() as u64;
-    let overflow = bench.pod.metric("posthorn_dead_letters_overflow").await as u64;
+    let overflow = bench.pod.metric("posthorn_dead_letters_overflow_total").await as u64;
     let exact = if cards + overflow == accepted { "exact" } else { "WRONG" };
     let text = format!(
         "{writes:.2} writes/s over {seconds} s; {accepted} dead = {cards} cards + {overflow} overflow ({exact})"

@@ -98,6 +98,11 @@ impl<V: Clone, R: Clone> Cache<V, R> {
         }
     }
 
+    /// Whether the last review brought no verdict.
+    pub(super) fn is_away(&self) -> bool {
+        self.is_away
+    }
+
     /// What holds although nobody can be asked.
     pub(super) fn graced(&self, key: &Key, grace: Duration, now: Timestamp) -> Option<V> {
         match self.entries.get(key).filter(|entry| entry.has_grace(grace, now)).map(|entry| &entry.verdict) {

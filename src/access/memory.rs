@@ -98,7 +98,10 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
         })
     }
 
+    /// Logs the first failure of an outage: every caller that is not known asks
+    /// again and again.
     async fn ask(&self, ask: BoxFuture<'static, Result<Verdict<V>, ReviewError>>) -> Result<Verdict<V>, Away> {
+        let is_told = self.cache().is_away();
         let in_turn = async {
             // The semaphore is never closed.
             let _turn = self.turns.acquire().await;
@@ -107,11 +110,15 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
         match timeout(REVIEW_TIMEOUT, in_turn).await {
             Ok(Ok(verdict)) => Ok(verdict),
             Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a caller could not be reviewed");
+                if !is_told {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a caller could not be reviewed");
+                }
                 Err(Away)
             }
             Err(_elapsed) => {
-                tracing::warn!("the API server did not review a caller within {REVIEW_TIMEOUT:?}");
+                if !is_told {
+                    tracing::warn!("the API server did not review a caller within {REVIEW_TIMEOUT:?}");
+                }
                 Err(Away)
             }
         }

@@ -3,12 +3,11 @@
 use std::{env, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     net::TcpListener,
     sync::watch,
     task::{JoinError, JoinHandle, JoinSet},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +25,7 @@ use super::{
     registrar::Registrar,
     replay::ReplayRunner,
     sender::{Pace, RunDir, SecretCache, Sender, fingerprint_key},
-    store_folder::{self, OpenStore},
+    store_folder::{self, OpenStore, StoreCounts},
 };
 use crate::{
     access::{self, Access, KubeAuthorizer, KubeTokenReviewer, publish::PublishAccess},
@@ -58,6 +57,9 @@ pub const INTERNAL_CONNECTIONS_MAX: usize = 512;
 /// handed back after it. With the rest of the shutdown less than the grace
 /// period of the pod.
 pub const GRACE: Duration = Duration::from_secs(20);
+/// Time for the API server to list everything before the pod is ready with what
+/// its store remembers: it may know better, and mostly it is there.
+const LISTING_PATIENCE: Duration = Duration::from_secs(2);
 /// Time for the store to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The token of the pod's own ServiceAccount: tells whose tokens the API server makes.
@@ -135,8 +137,7 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
     let dispatch_metrics = DispatchMetrics::register(&mut registry);
     let card_metrics = CardMetrics::register(&mut registry);
     let ingest_metrics = IngestMetrics::register(&mut registry);
-    let routed = Gauge::default();
-    registry.register("routed_subscriptions", "Subscriptions that new events are matched with", routed.clone());
+    let counts = StoreCounts::register(&mut registry);
 
     let health = Health::default();
     let [store, known, egress, tls, keys, serving] =
@@ -160,7 +161,7 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
     let mut followers = JoinSet::new();
     followers.spawn(watches.run(pool_sender));
     followers.spawn(egress_policy::follow(pool.clone(), source, clients_sender, egress));
-    followers.spawn(tell_when_synced(Arc::clone(&index), known));
+    followers.spawn(tell_when_usable(Arc::clone(&index), known));
     followers.spawn(kept_pool::follow(arguments.run_dir.clone(), pool.clone()));
     let run_dir = open_run_dir(&arguments);
     let key = fingerprint_key::follow(&arguments.keys_dir, run_dir.clone(), keys);
@@ -183,7 +184,7 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
         shutdown,
         arguments,
     };
-    let ended = base.open_and_deliver(&store, &routed, internal, publishers).await;
+    let ended = base.open_and_deliver(&store, &counts, internal, publishers).await;
     health_end.cancel();
     // A panic there would be in the log; nothing is left to do about it.
     health_server.await.ok();
@@ -195,11 +196,11 @@ impl Base {
     async fn open_and_deliver(
         self,
         store: &ComponentHealth,
-        routed: &Gauge,
+        counts: &StoreCounts,
         internal: TcpListener,
         publishers: TcpListener,
     ) -> Result<(), RunError> {
-        match store_folder::open(&self.arguments, &self.client, store, routed, &self.shutdown).await? {
+        match store_folder::open(&self.arguments, &self.client, store, counts, &self.shutdown).await? {
             Some(open) => Ok(self.deliver(open, internal, publishers).await?),
             None => Ok(()),
         }
@@ -347,9 +348,24 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
     TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
 }
 
-async fn tell_when_synced(index: Arc<SharedIndex>, health: ComponentHealth) {
+/// Ready with what the API server lists; without its answer, with what the store
+/// remembers: a pod that restarts while it is away must not stay closed. A pod
+/// whose store remembers nothing has nothing to work with and waits.
+async fn tell_when_usable(index: Arc<SharedIndex>, health: ComponentHealth) {
     health.not_ready("waits for the API server to list namespaces, Webhooks and Subscriptions");
-    index.until_synced().await;
+    let remembered = async {
+        index.until_usable().await;
+        sleep(LISTING_PATIENCE).await;
+    };
+    tokio::select! {
+        biased;
+        () = index.until_complete() => {}
+        () = remembered => {
+            tracing::warn!("the API server has not listed everything yet; the pod works with what its store remembers");
+            health.ready();
+            index.until_complete().await;
+        }
+    }
     tracing::info!("the index is complete");
     health.ready();
 }

@@ -13,10 +13,10 @@ use super::{DeliveryArguments, limits::store_limits};
 use crate::{
     api::{ACCEPT_STORE_ANNOTATION, DeliveryPool},
     routing::table::RoutingTable,
-    runtime::health::ComponentHealth,
+    runtime::{health::ComponentHealth, metrics::MetricsRegistry},
     store::{
         NewsReceiver, StoreLimits, news_channel,
-        sqlite::{OpenError, SqliteConfig, SqliteStore, SystemClock},
+        sqlite::{OpenError, SqliteConfig, SqliteStore, StoreMetrics, SystemClock},
     },
 };
 
@@ -30,6 +30,23 @@ const RETRY: Duration = Duration::from_secs(5);
 pub(super) struct OpenStore {
     pub(super) store: Arc<SqliteStore>,
     pub(super) news: NewsReceiver,
+}
+
+/// What is counted of it.
+#[derive(Clone, Debug)]
+pub(super) struct StoreCounts {
+    /// Subscriptions that new events are matched with.
+    pub(super) routed: Gauge,
+    pub(super) store: StoreMetrics,
+}
+
+impl StoreCounts {
+    pub(super) fn register(registry: &mut MetricsRegistry) -> Self {
+        let counts = Self { routed: Gauge::default(), store: StoreMetrics::register(registry) };
+        let help = "Subscriptions that new events are matched with";
+        registry.register("routed_subscriptions", help, counts.routed.clone());
+        counts
+    }
 }
 
 /// What the pool says about the store of this pod.
@@ -49,7 +66,7 @@ pub(super) async fn open(
     arguments: &DeliveryArguments,
     client: &Client,
     health: &ComponentHealth,
-    routed: &Gauge,
+    counts: &StoreCounts,
     shutdown: &CancellationToken,
 ) -> Result<Option<OpenStore>, OpenError> {
     let mut told = String::new();
@@ -69,7 +86,7 @@ pub(super) async fn open(
                 "waits for the API server: the volume is empty, and whether it should be stands in the DeliveryPool"
                     .to_owned()
             }
-            Some(recorded) => match open_now(arguments, recorded, routed.clone()).await {
+            Some(recorded) => match open_now(arguments, recorded, counts.clone()).await {
                 Ok(open) => {
                     tracing::info!(store = open.store.store_id(), "the store is open");
                     health.ready();
@@ -104,7 +121,11 @@ fn recorded(pool: &DeliveryPool, pod: &str) -> Recorded {
     }
 }
 
-async fn open_now(arguments: &DeliveryArguments, recorded: Recorded, routed: Gauge) -> Result<OpenStore, OpenError> {
+async fn open_now(
+    arguments: &DeliveryArguments,
+    recorded: Recorded,
+    counts: StoreCounts,
+) -> Result<OpenStore, OpenError> {
     let config = SqliteConfig {
         folder: arguments.data_dir.clone(),
         pool: arguments.pool.clone(),
@@ -112,12 +133,13 @@ async fn open_now(arguments: &DeliveryArguments, recorded: Recorded, routed: Gau
         accept_store: recorded.accepted,
         limits: recorded.limits,
         clock: Arc::new(SystemClock),
+        metrics: counts.store,
     };
     let folder = config.folder.clone();
     // Recovery reads the disk for as long as it takes.
     let opened = tokio::task::spawn_blocking(move || {
         let (sender, news) = news_channel();
-        let store = SqliteStore::open(config, Box::new(RoutingTable::counted(routed)), sender)?;
+        let store = SqliteStore::open(config, Box::new(RoutingTable::counted(counts.routed)), sender)?;
         Ok(OpenStore { store, news })
     });
     opened.await.unwrap_or_else(|panic| Err(panicked(&folder, panic)))

@@ -6,7 +6,6 @@ use super::{
     AttemptReport, HealthView, Hold, HookHealth,
     engine::{Action, Engine, Flight, Globals, Now, plus},
     hook::{After, Closed, HealthKey, HoldUntil, Hook, Item, Origin, Trust},
-    metrics::ReasonLabel,
     order::Turn,
     verdict::{self, Judged, Verdict},
 };
@@ -29,7 +28,7 @@ impl Engine {
     pub(super) fn ended(&mut self, flight: u64, report: AttemptReport, now: Now) {
         let Self { hooks, globals } = self;
         let Some(flight) = globals.flights.remove(&flight) else { return };
-        globals.metrics.attempts.get_or_create(&super::metrics::class(&report.end)).inc();
+        globals.metrics.attempts.get_or_create(&super::metrics::outcome(&report.end)).inc();
         if flight.is_suspect {
             globals.suspects -= 1;
         }
@@ -219,9 +218,6 @@ impl Globals {
         next: Next,
         after: After,
     ) {
-        if let Next::Dead(reason) = next {
-            self.metrics.dead.get_or_create(&ReasonLabel { reason: reason.as_str() }).inc();
-        }
         hook.recording.push_back((row.pos, after));
         self.outcomes.push(Outcome { hook: hook.id, pos: row.pos, tries: row.tries, attempt, next });
     }

@@ -14,9 +14,9 @@ const LATENCY_BUCKETS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 0.5, 
 
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ClassLabel {
+pub(super) struct OutcomeLabel {
     /// `2xx` … `5xx`, `other`, `failed` (no complete answer), `not_sent`, `unrenderable`.
-    pub(super) class: &'static str,
+    pub(super) outcome: &'static str,
 }
 
 /// Why something is held.
@@ -29,8 +29,7 @@ pub(super) struct HoldLabel {
 /// The counts of a dispatcher. Clones share them.
 #[derive(Clone, Debug)]
 pub struct DispatchMetrics {
-    pub(super) attempts: Family<ClassLabel, Counter>,
-    pub(super) dead: Family<ReasonLabel, Counter>,
+    pub(super) attempts: Family<OutcomeLabel, Counter>,
     pub(super) in_flight: Gauge,
     pub(super) hooks: Gauge,
     pub(super) held: Family<HoldLabel, Gauge>,
@@ -41,16 +40,9 @@ pub struct DispatchMetrics {
     pub(super) first_attempt_seconds: Histogram,
 }
 
-/// Why a Delivery was given up.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ReasonLabel {
-    /// The word of a [`crate::store::DeadReason`].
-    pub(super) reason: &'static str,
-}
-
-/// The class of an end.
-pub(super) fn class(end: &AttemptEnd) -> ClassLabel {
-    let class = match end {
+/// An end in a word.
+pub(super) fn outcome(end: &AttemptEnd) -> OutcomeLabel {
+    let outcome = match end {
         AttemptEnd::Answered { code: 200..=299, .. } => "2xx",
         AttemptEnd::Answered { code: 300..=399, .. } => "3xx",
         AttemptEnd::Answered { code: 400..=499, .. } => "4xx",
@@ -60,7 +52,7 @@ pub(super) fn class(end: &AttemptEnd) -> ClassLabel {
         AttemptEnd::NotSent(_) => "not_sent",
         AttemptEnd::Unrenderable => "unrenderable",
     };
-    ClassLabel { class }
+    OutcomeLabel { outcome }
 }
 
 impl DispatchMetrics {
@@ -68,7 +60,6 @@ impl DispatchMetrics {
     pub fn register(registry: &mut MetricsRegistry) -> Self {
         let metrics = Self::unregistered();
         registry.register("attempts", "Attempts by how they ended", metrics.attempts.clone());
-        registry.register("given_up", "Deliveries that were given up, by reason", metrics.dead.clone());
         registry.register("attempts_in_flight", "Attempts that run", metrics.in_flight.clone());
         registry.register("dispatch_hooks", "Webhooks that the dispatcher knows", metrics.hooks.clone());
         registry.register("dispatch_held", "Webhooks to which nothing is sent, by cause", metrics.held.clone());
@@ -88,7 +79,6 @@ impl DispatchMetrics {
     pub fn unregistered() -> Self {
         Self {
             attempts: Family::default(),
-            dead: Family::default(),
             in_flight: Gauge::default(),
             hooks: Gauge::default(),
             held: Family::default(),

@@ -11,9 +11,14 @@ pub enum LogFormat {
     Text,
 }
 
-/// Starts logging; `RUST_LOG` overrides the level. To be called once.
+/// What is logged unless `RUST_LOG` says otherwise. The Kubernetes client writes
+/// an error for each call that fails, several a second while the API server is away;
+/// whoever made the call says it once, and to which object it was.
+pub const DEFAULT_FILTER: &str = "info,kube_client::client::builder=off";
+
+/// Starts logging; `RUST_LOG` overrides [`DEFAULT_FILTER`]. To be called once.
 pub fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         LogFormat::Json => registry

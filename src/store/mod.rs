@@ -87,8 +87,12 @@ pub trait Partition: Send + Sync {
     /// brought up to date. Changes take effect in the order given.
     fn register(&self, changes: Vec<Register>) -> Answer<'_, Vec<Registered>>;
 
-    /// Every namespace, hook and Subscription that is known, as at the start.
+    /// Every hook and Subscription that is known, as at the start.
     fn known(&self) -> Answer<'_, Known>;
+
+    /// Every namespace of which anything is kept, be it events alone, in the order
+    /// of their UIDs; those that are gone are not among them.
+    fn namespaces(&self) -> Answer<'_, Vec<KnownNamespace>>;
 
     /// Owed Deliveries of a hook behind `after`, in order. Reads what is durable.
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage>;

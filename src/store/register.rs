@@ -144,6 +144,15 @@ pub struct Known {
     pub subs: Vec<KnownSub>,
 }
 
+/// A namespace of which the store keeps something.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KnownNamespace {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its UID.
+    pub uid: Arc<str>,
+}
+
 /// A Webhook that the store knows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KnownHook {

@@ -5,8 +5,11 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::{
-    rig::objects::{self, NAMESPACE},
-    stage::{Stage, WAIT, until},
+    rig::{
+        objects::{self, NAMESPACE},
+        publisher::Plan,
+    },
+    stage::{Stage, WAIT, number_of, until},
 };
 
 /// Never up by itself, tried every 300 ms.
@@ -62,9 +65,40 @@ async fn a_namespace_made_anew_sees_nothing_of_its_predecessor() {
     stage.until_delivered("/switch/orders", &new).await;
     let delivered = stage.receiver.ids("/switch/orders");
     assert_eq!(delivered.intersection(&old).count(), 0, "events of the namespace that is gone were delivered");
+    stage.until_discarded(50).await;
+    stage.until_removed(50).await;
     stage.pod.terminate();
     let table = stage.verify_store();
-    assert!(table.contains("NamespaceDeleted"), "{table}");
+    assert_eq!(number_of(&table, "discarded: NamespaceDeleted"), 50, "{table}");
+    assert_eq!(number_of(&table, "Events"), 20, "{table}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn namespaces_that_went_while_the_pod_was_away_are_discarded_with_their_reason() {
+    let mut stage = Stage::set().await;
+    // One has a backlog for a Webhook that is gone already, one nothing but events.
+    stage.webhook("orders", "/switch/orders", "order.paid", patient());
+    objects::tenant(&stage.api, "bare");
+    stage.pod.start().await;
+    stage.until_routed(1).await;
+    stage.publish(30, "order.paid").await;
+    stage.publish_plan(Plan { namespace: "bare".to_owned(), ..stage.plan() }, 20).await;
+    for plural in ["webhooks", "subscriptions"] {
+        stage.api.delete(plural, NAMESPACE, "orders");
+    }
+    until("the pod sees the deletion", WAIT, async || stage.pod.metric("posthorn_routed_subscriptions").await == 0.0)
+        .await;
+    stage.pod.kill();
+    stage.api.delete("namespaces", "", NAMESPACE);
+    stage.api.delete("namespaces", "", "bare");
+    stage.pod.start().await;
+    stage.until_discarded(30).await;
+    stage.until_removed(50).await;
+    assert_eq!(stage.post(NAMESPACE, "order.paid").await.0, 404);
+    stage.pod.terminate();
+    let table = stage.verify_store();
+    assert_eq!(number_of(&table, "discarded: NamespaceDeleted"), 30, "{table}");
+    assert_eq!((number_of(&table, "Events"), number_of(&table, "owed")), (0, 0), "{table}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

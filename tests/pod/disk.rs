@@ -1,4 +1,4 @@
-//! The disk fails, fills up, or is another's.
+//! The disk fails, is slow, or holds what it should not.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     rig::publisher::{Outcome, Pace, publish},
-    stage::{Stage, WAIT, until},
+    stage::{Stage, WAIT, scaled, until},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -37,17 +37,80 @@ async fn a_store_of_another_pool_is_refused_with_a_word_on_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sync_that_fails_ends_the_pod_and_what_it_acknowledged_is_there_after_the_restart() {
+async fn an_empty_folder_in_place_of_the_recorded_store_is_refused_until_somebody_accepts_it() {
+    let mut stage = Stage::set().await;
+    let mut pool = stage.api.get("deliverypools", "", "default").unwrap();
+    pool["status"] = json!({"stores": [{"pod": "posthorn-default-0", "id": "0123456789abcdef"}]});
+    stage.api.apply("deliverypools", pool.clone());
+    stage.pod.environment.push(("HOSTNAME".to_owned(), "posthorn-default-0".to_owned()));
+    stage.pod.spawn();
+    until("the log tells of it", WAIT, async || stage.pod.log().contains("accept-store")).await;
+    assert!(!stage.pod.is_ready().await);
+    pool["metadata"]["annotations"] = json!({"posthorn.dev/accept-store": "new"});
+    stage.api.apply("deliverypools", pool);
+    stage.pod.until_ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_event_ends_as_a_dead_letter_that_says_so_and_costs_the_others_nothing() {
+    let mut stage = Stage::set().await;
+    let patient = json!({"retry": {"backoff": {"initial": "500ms", "factor": 1, "max": "500ms", "attempts": 1000}}, "circuit": {"failures": 0}});
+    stage.webhook("orders", "/switch/orders", "order.paid", patient);
+    stage.pod.start().await;
+    stage.until_routed(1).await;
+    let ids = stage.publish(9, "order.paid").await;
+    stage.pod.terminate();
+    let database = rusqlite::Connection::open(stage.pod.data.join("store.db")).unwrap();
+    let damaged = "UPDATE event SET body = zeroblob(length(body)) WHERE seq = (SELECT min(seq) + 4 FROM event)";
+    assert_eq!(database.execute(damaged, []).unwrap(), 1);
+    drop(database);
+    stage.receiver.set_up("orders", true);
+    stage.pod.start().await;
+    until("eight are delivered", WAIT, async || stage.receiver.ids("/switch/orders").len() == 8).await;
+    until("a card", WAIT, async || !stage.api.list("deadletters").is_empty()).await;
+    let cards = stage.api.list("deadletters");
+    assert_eq!((cards.len(), &cards[0]["spec"]["reason"]), (1, &json!("Corrupt")), "{cards:?}");
+    assert!(stage.receiver.ids("/switch/orders").is_subset(&ids));
+}
+
+/// With a disk that does something to every sync.
+fn with_syncs(stage: &mut Stage, inject: &str) {
     if std::process::Command::new("strace").arg("-V").output().is_err() {
         panic!("strace is missing: install the Debian package strace");
     }
+    let inject = format!("inject=fsync,fdatasync:{inject}");
+    let wrapper = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e", &inject];
+    stage.pod.wrapper = wrapper.map(str::to_owned).to_vec();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn syncs_that_take_long_make_publishers_wait_and_nothing_else() {
+    const DELAY: Duration = Duration::from_millis(200);
+    let mut stage = Stage::set().await;
+    stage.webhook("orders", "/ok/orders", "order.paid", json!(null));
+    with_syncs(&mut stage, &format!("delay_enter={}", DELAY.as_micros()));
+    stage.pod.start().await;
+    stage.until_routed(1).await;
+    let outcome = Arc::new(Outcome::default());
+    let tasks = publish(stage.plan(), Pace::Closed, stage.start, Arc::clone(&outcome));
+    tokio::time::sleep(Duration::from_secs(scaled(4, 60))).await;
+    outcome.stop();
+    tasks.join_all().await;
+    assert_eq!(*outcome.refused.lock().unwrap(), [].into());
+    let latencies = outcome.take_latencies();
+    let median = Duration::from_micros(latencies[latencies.len() / 2].into());
+    assert!(median >= DELAY, "{median:?}: the disk was not slow");
+    assert!(median < DELAY * 10, "{median:?}");
+    let ids = outcome.ids().into_iter().collect();
+    stage.until_delivered("/ok/orders", &ids).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sync_that_fails_ends_the_pod_and_what_it_acknowledged_is_there_after_the_restart() {
     let mut stage = Stage::set().await;
     stage.webhook("orders", "/ok/orders", "order.paid", json!(null));
     // The store's start needs some syncs; one of those under load fails.
-    let inject = "inject=fsync,fdatasync:error=EIO:when=60+";
-    stage.pod.wrapper = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e", inject]
-        .map(str::to_owned)
-        .to_vec();
+    with_syncs(&mut stage, "error=EIO:when=60+");
     stage.pod.start().await;
     stage.until_routed(1).await;
     let outcome = Arc::new(Outcome::default());

@@ -8,11 +8,13 @@
 
 #![allow(unreachable_pub, reason = "shared by the tests of one binary")]
 
+mod clock;
 mod crashes;
 mod deletion;
 mod disk;
 mod endpoints;
 mod gate;
+mod limits;
 mod outage;
 mod stage;
 mod upgrade;

@@ -5,7 +5,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use serde_json::json;
 
 use crate::{
-    rig::publisher::{Outcome, Pace, publish},
+    rig::{
+        objects::NAMESPACE,
+        publisher::{Outcome, Pace, publish},
+    },
     stage::{Stage, WAIT, scaled, until},
 };
 
@@ -15,17 +18,24 @@ async fn while_the_api_server_is_away_known_publishers_publish_and_events_are_de
     stage.webhook("orders", "/ok/orders", "order.paid", json!(null));
     stage.pod.start().await;
     stage.until_routed(1).await;
-    let before = stage.publish(50, "order.paid").await;
+    // Known is who has been seen with this token; the next second's is another one.
+    let plan = stage.plan();
+    let before = stage.publish_plan(plan.clone(), 50).await;
     stage.until_delivered("/ok/orders", &before).await;
     stage.api.set_away(true);
     let outcome = Arc::new(Outcome::default());
-    let tasks = publish(stage.plan(), Pace::PerSecond(100.0), stage.start, Arc::clone(&outcome));
+    let tasks = publish(plan, Pace::PerSecond(100.0), stage.start, Arc::clone(&outcome));
     tokio::time::sleep(Duration::from_secs(scaled(5, 280))).await;
     outcome.stop();
     tasks.join_all().await;
     assert_eq!(*outcome.refused.lock().unwrap(), [].into(), "known callers were refused");
     let ids = outcome.ids().into_iter().collect();
     stage.until_delivered("/ok/orders", &ids).await;
+    // Told once a kind, by who knows what was asked for.
+    let log = stage.pod.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
+    assert!(told.len() <= 4, "{} lines of one outage:\n{}", told.len(), told.join("\n"));
+    assert!(told.iter().all(|line| !line.contains("kube_client")), "{}", told.join("\n"));
     stage.api.set_away(false);
 }
 
@@ -43,8 +53,33 @@ async fn a_pod_that_restarts_while_the_api_server_is_away_delivers_what_it_owes(
     stage.receiver.set_up("orders", true);
     stage.pod.spawn();
     stage.until_delivered("/switch/orders", &ids).await;
-    stage.api.set_away(false);
     stage.pod.until_ready().await;
+    // Who publishes cannot be asked for, which is no refusal.
+    let (code, headers) = stage.post(NAMESPACE, "order.paid").await;
+    assert_eq!(code, 503);
+    assert!(headers.contains_key("retry-after"));
+    stage.api.set_away(false);
+    let later = stage.publish(20, "order.paid").await;
+    stage.until_delivered("/switch/orders", &later).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_namespaces_are_not_listed_publishers_are_asked_to_come_again() {
+    let mut stage = Stage::set().await;
+    stage.webhook("orders", "/ok/orders", "order.paid", json!(null));
+    stage.api.set_list_away("namespaces", true);
+    stage.pod.spawn();
+    for namespace in [NAMESPACE, "no-such"] {
+        let (code, headers) = stage.post(namespace, "order.paid").await;
+        assert_eq!(code, 503, "{namespace}");
+        assert!(headers.contains_key("retry-after"), "{namespace}");
+    }
+    assert!(!stage.pod.is_ready().await);
+    stage.api.set_list_away("namespaces", false);
+    stage.pod.until_ready().await;
+    let ids = stage.publish(20, "order.paid").await;
+    stage.until_delivered("/ok/orders", &ids).await;
+    assert_eq!(stage.post("no-such", "order.paid").await.0, 404);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

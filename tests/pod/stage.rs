@@ -87,6 +87,24 @@ impl Stage {
         ids
     }
 
+    /// One event, sent once: the status code and the headers of the answer. Waits
+    /// for the pod to listen.
+    pub async fn post(&self, namespace: &str, event: &str) -> (u16, reqwest::header::HeaderMap) {
+        let url = format!("http://127.0.0.1:{}/v1/namespaces/{namespace}/events", self.pod.ingest);
+        let body = json!({"type": event, "data": {}}).to_string();
+        let began = Instant::now();
+        loop {
+            let request = crate::rig::pod::client().post(&url).bearer_auth(objects::token("publisher"));
+            // A review of the caller has 5 s.
+            let request = request.timeout(Duration::from_secs(10)).header("content-type", "application/json");
+            match request.body(body.clone()).send().await {
+                Ok(answer) => return (answer.status().as_u16(), answer.headers().clone()),
+                Err(error) => assert!(began.elapsed() < WAIT, "{error}\n{}", self.pod.log_tail()),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Waits until all of these were delivered to a path.
     pub async fn until_delivered(&self, path: &str, ids: &HashSet<String>) {
         let began = Instant::now();
@@ -107,6 +125,22 @@ impl Stage {
         }
     }
 
+    /// Waits until so many Deliveries were discarded since the pod's start.
+    pub async fn until_discarded(&self, deliveries: u64) {
+        until("Deliveries are discarded", WAIT, async || {
+            self.pod.metric("posthorn_deliveries_discarded_total").await as u64 >= deliveries
+        })
+        .await;
+    }
+
+    /// Waits until so many events were removed since the pod's start.
+    pub async fn until_removed(&self, events: u64) {
+        until("events are removed", WAIT, async || {
+            self.pod.metric("posthorn_store_events_removed_total").await as u64 >= events
+        })
+        .await;
+    }
+
     /// What `posthorn store verify` says of the store; the pod must not run.
     pub fn verify_store(&self) -> String {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_posthorn"))
@@ -118,6 +152,13 @@ impl Stage {
         assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
         text
     }
+}
+
+/// The number in the first line of what [`Stage::verify_store`] gives that has this label.
+pub fn number_of(table: &str, label: &str) -> u64 {
+    let line = table.lines().find(|line| line.trim_start().starts_with(label));
+    let line = line.unwrap_or_else(|| panic!("no line {label:?} in\n{table}"));
+    line.split_whitespace().next_back().unwrap().parse().unwrap()
 }
 
 /// Waits until something holds.

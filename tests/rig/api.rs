@@ -3,7 +3,7 @@
 //! [`super::publisher::token`]; counts what is written; goes away on command.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     net::SocketAddr,
     path::Path,
@@ -44,6 +44,8 @@ struct Inner {
     /// Bumped to end every open watch.
     cuts: watch::Sender<u64>,
     is_away: AtomicBool,
+    /// Kinds of which no list is given.
+    lists_away: Mutex<BTreeSet<String>>,
     /// Creates, patches, updates and deletes by clients, not by the test itself.
     writes: AtomicU64,
     writes_by_kind: Mutex<BTreeMap<String, u64>>,
@@ -75,6 +77,7 @@ impl ApiServer {
             version: watch::Sender::new(0),
             cuts: watch::Sender::new(0),
             is_away: AtomicBool::new(false),
+            lists_away: Mutex::default(),
             writes: AtomicU64::new(0),
             writes_by_kind: Mutex::default(),
             reviews: AtomicU64::new(0),
@@ -99,6 +102,16 @@ impl ApiServer {
     pub fn set_away(&self, is_away: bool) {
         self.inner.is_away.store(is_away, Ordering::SeqCst);
         self.inner.cuts.send_modify(|cut| *cut += 1);
+    }
+
+    /// From now on this kind is not listed; or it is again.
+    pub fn set_list_away(&self, plural: &str, is_away: bool) {
+        let mut away = self.inner.lists_away.lock().unwrap();
+        if is_away {
+            away.insert(plural.to_owned());
+        } else {
+            away.remove(plural);
+        }
     }
 
     /// Creates or replaces an object as somebody else would.
@@ -279,6 +292,9 @@ fn read(inner: &Inner, target: &Target, query: &str) -> Response {
             Some(object) => axum::Json(object.clone()).into_response(),
             None => failure(StatusCode::NOT_FOUND, "NotFound"),
         };
+    }
+    if inner.lists_away.lock().unwrap().contains(&target.plural) {
+        return failure(StatusCode::SERVICE_UNAVAILABLE, "away");
     }
     let wanted = field_name(query);
     let items: Vec<&Value> = objects

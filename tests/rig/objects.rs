@@ -93,9 +93,14 @@ pub fn subscription(namespace: &str, name: &str, webhook: &str, events: &[&str])
 
 /// A token of audience `posthorn` that the double of the API server accepts.
 pub fn token(service_account: &str) -> String {
+    token_for_days(service_account, 1)
+}
+
+/// One that is valid from so many days ago until in so many days.
+pub fn token_for_days(service_account: &str, days: i64) -> String {
     let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-    let expires = Timestamp::now().as_second() + 24 * 3600;
-    let claims = json!({"aud": ["posthorn"], "exp": expires, "iat": expires - 24 * 3600, "iss": "https://rig",
+    let (now, lasts) = (Timestamp::now().as_second(), days * 24 * 3600);
+    let claims = json!({"aud": ["posthorn"], "exp": now + lasts, "iat": now - lasts, "iss": "https://rig",
         "sub": format!("system:serviceaccount:{NAMESPACE}:{service_account}")});
     format!("{}.{}.{}", part(json!({"alg": "RS256"})), part(claims), "c2ln")
 }

@@ -140,6 +140,14 @@ impl Pod {
     /// kill -9, and waits until it is gone.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
+            // Behind a wrapper the pod is a child of the child, and would outlive it.
+            let pid = child.id();
+            if !self.wrapper.is_empty() {
+                let pods = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+                for pod in pods.split_whitespace() {
+                    Command::new("kill").args(["-KILL", pod]).status().unwrap();
+                }
+            }
             child.kill().ok();
             child.wait().unwrap();
         }

@@ -14,7 +14,7 @@ use crate::{
     dispatch::HookView,
     policy::delivery::DeliverySettings,
     routing::index::{Change, Home, Index, Object, Seen, WebhookEntry},
-    store::{HookId, HookNotes, Known, KnownHook},
+    store::{HookId, HookNotes, Known, KnownHook, KnownNamespace},
 };
 
 /// Looks in a row that find nothing owed before a hook counts as drained: a scan
@@ -83,9 +83,13 @@ pub(super) struct ShownHook {
 }
 
 impl Ledger {
-    /// What a store knew at its start; what is gone is not in it.
-    pub(super) fn restore(known: &Known) -> Self {
+    /// What a store knew at its start; what is gone is not in it. A namespace may
+    /// have left nothing but events: those have to be purged when it is gone.
+    pub(super) fn restore(known: &Known, namespaces: &[KnownNamespace]) -> Self {
         let mut ledger = Self::default();
+        for KnownNamespace { name, uid } in namespaces {
+            ledger.namespace_of(uid, name);
+        }
         let mut names = HashMap::new();
         for hook in &known.hooks {
             ledger.last_hook = ledger.last_hook.max(hook.id);

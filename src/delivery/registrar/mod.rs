@@ -119,7 +119,7 @@ impl Registrar {
     async fn restore(&self) -> Result<Ledger, StoreError> {
         let known = self.partition.known().await?;
         self.index.update(|index| restore_index(index, &known));
-        let mut ledger = Ledger::restore(&known);
+        let mut ledger = Ledger::restore(&known, &self.partition.namespaces().await?);
         let actions = self.index.read(|index| ledger.show_restored(&known, index));
         tracing::info!(webhooks = known.hooks.len(), subscriptions = known.subs.len(), "the store was read");
         self.tell(actions);

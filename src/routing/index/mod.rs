@@ -257,7 +257,7 @@ impl Index {
 
     /// The feed's answer to a follower.
     pub fn page(&self, query: &FeedQuery) -> FeedPage {
-        self.feed.page(query, self.journal.as_ref().map_or(self.synced(), Journal::told_synced))
+        self.feed.page(query, self.is_complete())
     }
 
     /// This start of the pod, as the feed names it.

@@ -47,7 +47,13 @@ impl Index {
     /// Whether there is anything to route and deliver with: everything was
     /// listed and recorded, or a store remembered something.
     pub fn is_usable(&self) -> bool {
-        self.is_restored || self.journal.as_ref().map_or(self.synced(), super::Journal::told_synced)
+        self.is_restored || self.is_complete()
+    }
+
+    /// Whether everything was listed, and recorded if this index is
+    /// [recorded](Self::recorded).
+    pub fn is_complete(&self) -> bool {
+        self.journal.as_ref().map_or(self.synced(), super::Journal::told_synced)
     }
 
     /// Takes over a Webhook that a store keeps, and its namespace. Its record is

@@ -48,6 +48,12 @@ impl SharedIndex {
         self.until(Index::synced).await;
     }
 
+    /// Waits until everything was listed and recorded: see
+    /// [`Index::is_complete`].
+    pub async fn until_complete(&self) {
+        self.until(Index::is_complete).await;
+    }
+
     /// Waits until there is anything to route and deliver with: see
     /// [`Index::is_usable`].
     pub async fn until_usable(&self) {

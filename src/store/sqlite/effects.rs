@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use crate::{
     event::{Pos, StoreTime},
-    store::{DiscardReason, HookId, News, Router, StoreLimits},
+    store::{DeadReason, DiscardReason, HookId, News, Router, StoreLimits},
 };
 
 /// Positions of one bucket: `bucket = seq >> BUCKET_SHIFT`.
@@ -42,6 +42,10 @@ pub(super) struct Effects {
     pub(super) deltas: Vec<TallyDelta>,
     /// Changes of the store's totals.
     pub(super) totals: TotalsDelta,
+    /// Deliveries that became dead, by reason, in the order of [`DeadReason::ALL`].
+    pub(super) died: [i64; DeadReason::ALL.len()],
+    /// Events that were removed.
+    pub(super) events_removed: i64,
     /// Bytes of events that were taken from `bucket_ns`, by number of namespace.
     pub(super) freed: Vec<(i64, u64)>,
 }

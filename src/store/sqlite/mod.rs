@@ -19,6 +19,7 @@ mod checkpoint;
 mod effects;
 mod history;
 mod maintenance;
+mod metrics;
 mod open;
 mod outcomes;
 mod queue;
@@ -46,6 +47,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use backup::{BackupError, backup, restore};
 pub use checkpoint::WAL_BYTES_MAX;
+pub use metrics::StoreMetrics;
 pub use open::{ACCEPT_NEW, DATABASE_FILE, OpenError, SCHEMA_VERSION, SqliteConfig, begin_epoch};
 pub use queue::WAITING_BYTES_MAX;
 pub use time::{Clock, STOP_MAX, SystemClock};
@@ -65,9 +67,9 @@ use crate::{
     event::{Pos, StoreTime},
     store::{
         AcceptError, Accepted, Answer, AttemptId, AttemptRow, CardMark, CardQuery, DeadRow, DeliveryState, History,
-        HookId, HookNote, Ingest, Known, NewEvent, NewsSender, OrderKey, Outcome, OwedPage, OwedRow, Partition,
-        RecordTicket, Register, Registered, ReplayIdentity, ReplayOrder, ReplayRun, Router, Space, StoreError,
-        StoreLimits, StoredEvent, TallyPage, TallyRevision, Totals, WaitingPage,
+        HookId, HookNote, Ingest, Known, KnownNamespace, NewEvent, NewsSender, OrderKey, Outcome, OwedPage, OwedRow,
+        Partition, RecordTicket, Register, Registered, ReplayIdentity, ReplayOrder, ReplayRun, Router, Space,
+        StoreError, StoreLimits, StoredEvent, TallyPage, TallyRevision, Totals, WaitingPage,
     },
 };
 use futures::{FutureExt, future::BoxFuture};
@@ -143,6 +145,7 @@ impl SqliteStore {
             successes: outcomes::Successes::default(),
             rounds: maintenance::Rounds::default(),
             checkpointer,
+            metrics: config.metrics,
             due: StoreTime(0),
             is_upkeep_spare: false,
             awaited_took: Duration::ZERO,
@@ -245,6 +248,10 @@ impl Partition for SqliteStore {
     fn known(&self) -> Answer<'_, Known> {
         let tallies = self.shared.tallies.clone();
         self.read(&self.questions, move |db| register::known(db, |hook| tallies.pending(hook)))
+    }
+
+    fn namespaces(&self) -> Answer<'_, Vec<KnownNamespace>> {
+        self.read(&self.questions, register::namespaces)
     }
 
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage> {

@@ -10,6 +10,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, types::FromSql};
 
 use super::{
+    metrics::StoreMetrics,
     rows::Epochs,
     time::{Clock, StoreClock, StoredClock},
 };
@@ -31,6 +32,8 @@ pub struct SqliteConfig {
     pub limits: StoreLimits,
     /// Where the time is read.
     pub clock: Arc<dyn Clock>,
+    /// What it counts.
+    pub metrics: StoreMetrics,
 }
 
 /// The word in `accept_store` that lets an empty folder become a new store.

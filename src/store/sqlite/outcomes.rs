@@ -87,6 +87,7 @@ impl Record<'_> {
                 let Some(found) = take(self.db, hook, pos, tries)? else { return Ok(()) };
                 self.bury(outcome, found, reason)?;
                 (delta.dead, delta.pending) = (1, -1);
+                self.effects.died[reason as usize] += 1;
             }
             Next::Park => return self.park(outcome),
             Next::Back => {

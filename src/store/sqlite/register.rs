@@ -10,8 +10,8 @@ use super::{accept, rows};
 use crate::{
     event::{Pos, StoreTime},
     store::{
-        From, HookDefinition, HookId, HookNote, HookNotes, Known, KnownHook, KnownSub, Register, Registered,
-        RouteChange, SubDefinition, SubId,
+        From, HookDefinition, HookId, HookNote, HookNotes, Known, KnownHook, KnownNamespace, KnownSub, Register,
+        Registered, RouteChange, SubDefinition, SubId,
     },
 };
 
@@ -228,6 +228,13 @@ fn known_hook(row: &Row<'_>, pending: impl Fn(HookId) -> u64) -> Result<KnownHoo
         },
         pending: pending(id),
     })
+}
+
+/// Namespaces that are not gone.
+pub(super) fn namespaces(db: &Connection) -> Result<Vec<KnownNamespace>> {
+    let mut select = db.prepare_cached("SELECT name, uid FROM ns WHERE gone_at IS NULL ORDER BY uid")?;
+    let rows = select.query_map([], |row| Ok(KnownNamespace { name: row.get(0)?, uid: row.get(1)? }))?;
+    rows.collect()
 }
 
 fn known_sub(row: &Row<'_>) -> Result<KnownSub> {

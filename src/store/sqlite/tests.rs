@@ -119,6 +119,7 @@ impl Place {
             accept_store: None,
             limits: self.limits,
             clock: self.clock.clone(),
+            metrics: StoreMetrics::default(),
         }
     }
 

@@ -28,6 +28,7 @@ use super::{
     checkpoint::Checkpointer,
     effects::{Effects, Progress, Step},
     maintenance,
+    metrics::StoreMetrics,
     open::set_meta,
     outcomes::{Record, Successes},
     queue::{Batch, Command, Queue, Reply, Work, closed},
@@ -101,6 +102,7 @@ pub(super) struct Writer {
     pub(super) successes: Successes,
     pub(super) rounds: maintenance::Rounds,
     pub(super) checkpointer: Checkpointer,
+    pub(super) metrics: StoreMetrics,
     /// When maintenance looks again.
     pub(super) due: StoreTime,
     /// What is due of it is nothing that somebody waits for.
@@ -252,6 +254,7 @@ impl Writer {
             self.awaited_took = clock::monotonic().saturating_duration_since(begun);
         }
         self.ledger.committed(&effects.deltas, entry);
+        self.metrics.committed(&effects);
         self.room.free(&effects.freed);
         self.room.committed(&self.db)?;
         if self.rounds.look_at_room(self.room.used(), self.state.limits.size_bytes) {

@@ -19,7 +19,7 @@ use posthorn::{
     store::{
         AcceptError, Accepted, From, HookDefinition, Ingest, NewEvent, NewsReceiver, Partition, Register, StoreLimits,
         SubDefinition, news_channel,
-        sqlite::{OpenError, SqliteConfig, SqliteStore, SystemClock},
+        sqlite::{OpenError, SqliteConfig, SqliteStore, StoreMetrics, SystemClock},
     },
 };
 
@@ -182,6 +182,7 @@ pub fn config(folder: &Path, size_bytes: u64) -> SqliteConfig {
         accept_store: None,
         limits: StoreLimits { size_bytes, ..StoreLimits::default() },
         clock: Arc::new(SystemClock),
+        metrics: StoreMetrics::default(),
     }
 }
 

@@ -6,7 +6,7 @@ mod world;
 use posthorn::{
     delivery::registrar::DRAIN_LOOK_INTERVAL,
     routing::index::Responsibility,
-    store::StoreError,
+    store::{KnownNamespace, StoreError},
     wire::index_feed::{FeedKind, FeedQuery},
 };
 use proptest::prelude::*;
@@ -367,6 +367,20 @@ async fn a_namespace_that_is_made_anew_sees_nothing_of_its_predecessor() {
     world.settle().await;
     assert!(world.log().contains(&"namespace gone ns-2".to_owned()), "found though it went while the pod was away");
     assert!(world.hooks.told().views.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_left_nothing_but_events_is_found_gone_after_a_complete_listing() {
+    let old = World::with_namespace().await;
+    let left = KnownNamespace { name: "left".into(), uid: "ns-left".into() };
+    let stays = KnownNamespace { name: "shop".into(), uid: "ns-1".into() };
+    old.store.disk().namespaces_with_events.extend([left, stays]);
+    let world = old.restart();
+    world.settle().await;
+    assert_eq!(world.log(), <[&str; 0]>::default(), "the API server was not heard of");
+    world.list(|_| {});
+    world.settle().await;
+    assert_eq!(world.log(), ["namespace gone ns-left"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,9 +18,9 @@ use posthorn::{
     },
     store::{
         Answer, CardMark, CardQuery, DeadRow, From, HookDefinition, HookId, HookNote, HookNotes, Known, KnownHook,
-        KnownSub, OrderKey, Outcome, OwedPage, OwedRow, Partition, RecordTicket, Register, Registered, ReplayIdentity,
-        ReplayOrder, ReplayRun, RouteChange, RouteKey, Router, StoreError, StoreLimits, StoredEvent, SubDefinition,
-        SubId, TallyPage, TallyRevision, WaitingPage,
+        KnownNamespace, KnownSub, OrderKey, Outcome, OwedPage, OwedRow, Partition, RecordTicket, Register, Registered,
+        ReplayIdentity, ReplayOrder, ReplayRun, RouteChange, RouteKey, Router, StoreError, StoreLimits, StoredEvent,
+        SubDefinition, SubId, TallyPage, TallyRevision, WaitingPage,
     },
     verify::fingerprint::{Bound, FingerprintKey},
     wire::index_feed::FeedEntry,
@@ -44,6 +44,7 @@ pub(super) struct Disk {
     pub(super) owed: BTreeSet<(i64, u64)>,
     /// Everything that was registered, in words.
     pub(super) log: Vec<String>,
+    pub(super) namespaces_with_events: BTreeSet<KnownNamespace>,
     pub(super) gone_namespaces: BTreeSet<String>,
     pub(super) error: Option<StoreError>,
 }
@@ -119,6 +120,7 @@ impl Disk {
                     !is_gone
                 });
                 self.owed.retain(|(hook, _)| self.hooks.contains_key(hook));
+                self.namespaces_with_events.retain(|namespace| namespace.uid != uid);
                 self.gone_namespaces.insert(uid.to_string());
                 Registered::Done
             }
@@ -150,6 +152,15 @@ impl Disk {
             sub: sub.definition.clone(),
         });
         Known { hooks: hooks.collect(), subs: subs.collect() }
+    }
+
+    fn namespaces(&self) -> Vec<KnownNamespace> {
+        let of_hooks = self.hooks.values().map(|hook| {
+            let HookDefinition { namespace, namespace_uid, .. } = &hook.definition;
+            KnownNamespace { name: Arc::clone(namespace), uid: Arc::clone(namespace_uid) }
+        });
+        let all: BTreeSet<_> = of_hooks.chain(self.namespaces_with_events.iter().cloned()).collect();
+        all.into_iter().collect()
     }
 }
 
@@ -190,6 +201,10 @@ impl Partition for FakePartition {
 
     fn known(&self) -> Answer<'_, Known> {
         Box::pin(async { Ok(self.disk().known()) })
+    }
+
+    fn namespaces(&self) -> Answer<'_, Vec<KnownNamespace>> {
+        Box::pin(async { Ok(self.disk().namespaces()) })
     }
 
     fn owed(&self, _: HookId, _: Pos, _: usize) -> Answer<'_, OwedPage> {

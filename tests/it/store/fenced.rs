@@ -61,6 +61,10 @@ impl Partition for FencedPartition {
     fn known(&self) -> Answer<'_, Known> {
         self.call(|| self.inner.known())
     }
+
+    fn namespaces(&self) -> Answer<'_, Vec<KnownNamespace>> {
+        self.call(|| self.inner.namespaces())
+    }
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage> {
         self.call(|| self.inner.owed(hook, after, limit))
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use futures::{FutureExt, future::BoxFuture};
 use posthorn::store::{
     StoreLimits, news_channel,
-    sqlite::{SqliteConfig, SqliteStore},
+    sqlite::{SqliteConfig, SqliteStore, StoreMetrics},
 };
 use tempfile::TempDir;
 
@@ -71,6 +71,7 @@ impl SqliteGround {
             accept_store: None,
             limits: StoreLimits::default(),
             clock: self.clock.clone(),
+            metrics: StoreMetrics::default(),
         }
     }
 }

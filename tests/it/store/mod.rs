@@ -73,6 +73,7 @@ every_store! {
     a_webhook_that_comes_back_within_a_day_takes_its_backlog_up_again,
     the_backlog_of_a_webhook_that_stays_away_is_discarded_after_a_day,
     a_namespace_that_is_gone_leaves_nothing_but_its_count,
+    a_namespace_is_known_by_its_events_alone_until_it_is_gone,
     notes_on_a_webhook_survive,
     every_object_is_known_again_after_a_crash,
     a_backfill_waits_for_a_webhook_that_is_gone_for_a_while,

@@ -171,6 +171,7 @@ pub(super) fn bury(step: &mut Step<'_>, rows: &[Pending], reason: DeadReason) ->
                 step.wall.as_millisecond(),
             ))?;
         count(step, row.hook, -1, 1);
+        step.effects.died[reason as usize] += 1;
     }
     if let Some((hook, from)) = rows.iter().map(|row| (row.hook, row.seq)).min_by_key(|(_, seq)| *seq) {
         changed(step, hook, from);

@@ -44,6 +44,7 @@ impl Freed {
                 )?
                 .execute((bucket, ns, events, bytes))?;
             step.effects.freed.push((ns, u64::try_from(bytes).unwrap_or_default()));
+            step.effects.events_removed += events;
         }
         Ok(())
     }

@@ -205,6 +205,22 @@ pub async fn a_namespace_that_is_gone_leaves_nothing_but_its_count(mut w: World)
     assert!(w.owed(gone).await.is_empty(), "nothing is routed to what is gone");
 }
 
+pub async fn a_namespace_is_known_by_its_events_alone_until_it_is_gone(mut w: World) {
+    w.publish("a").await;
+    let mut other = event("a");
+    (other.namespace, other.namespace_uid) = ("office".into(), "uid-of-office".into());
+    w.publish_event(other).await;
+    w.crash().await;
+    let namespaces = async |w: &World| -> Vec<String> {
+        let known = w.partition().namespaces().await.unwrap();
+        known.iter().map(|namespace| format!("{} {}", namespace.name, namespace.uid)).collect()
+    };
+    let shop = format!("shop {SHOP}");
+    assert_eq!(namespaces(&w).await, ["office uid-of-office".to_owned(), shop.clone()]);
+    w.register(Register::NamespaceGone { uid: "uid-of-office".into() }).await;
+    assert_eq!(namespaces(&w).await, [shop]);
+}
+
 pub async fn notes_on_a_webhook_survive(mut w: World) {
     let hook = w.hook("h").await;
     let (at, until) = (w.clock.wall(), w.in_time(HOUR));

@@ -68,6 +68,10 @@ impl Partition for ModelStore {
         self.answer(|s| s.known())
     }
 
+    fn namespaces(&self) -> Answer<'_, Vec<KnownNamespace>> {
+        self.answer(|s| s.namespaces())
+    }
+
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage> {
         self.answer(move |s| s.owed(hook, after, limit))
     }

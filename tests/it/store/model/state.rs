@@ -344,6 +344,13 @@ impl State {
         Known { hooks: self.hooks.iter().map(hook).collect(), subs: self.present_subs().map(sub).collect() }
     }
 
+    pub(super) fn namespaces(&self) -> Vec<KnownNamespace> {
+        let of_events = self.events.values().map(|event| (&event.namespace_uid, &event.namespace));
+        let of_hooks = self.hooks.values().map(|hook| (&hook.definition.namespace_uid, &hook.definition.namespace));
+        let all: BTreeMap<_, _> = of_events.chain(of_hooks).collect();
+        all.into_iter().map(|(uid, name)| KnownNamespace { name: name.clone(), uid: uid.clone() }).collect()
+    }
+
     pub(super) fn note(&mut self, hook: HookId, note: HookNote) {
         let Some(hook) = self.hooks.get_mut(&hook) else { return };
         match note {
