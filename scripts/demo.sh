@@ -107,7 +107,9 @@ deliver_and_replay() {
   until_equal "authenticated and accepted by the receiver" $((before + total)) accepted_by receiver
   until_equal "given up by the broken receiver's Webhook, with a card" "$((broken < 100 ? broken : 100))" cards
   printf '\nkubectl get deadletters -n %s\n' "$DEMO_NAMESPACE"
-  k get deadletters -n "$DEMO_NAMESPACE" | head -6
+  # Not head, which would end kubectl by a signal.
+  k get deadletters -n "$DEMO_NAMESPACE" | sed -n 1,6p
+  show_attempts
   step "Repairing the receiver" repair
   k delete replay --all -n "$DEMO_NAMESPACE" >/dev/null
   # Another run of the demo is another run of the Replay.
@@ -117,6 +119,14 @@ deliver_and_replay() {
   until_equal "cards that are left" 0 cards
   printf '\nkubectl get replays -n %s\n' "$DEMO_NAMESPACE"
   k get replays -n "$DEMO_NAMESPACE"
+}
+
+# The attempts of one event that was given up, as the broken receiver saw them.
+show_attempts() {
+  local event
+  event=$(k get deadletters -n "$DEMO_NAMESPACE" -o jsonpath='{.items[0].spec.event.id}')
+  printf '\nHow one of them was tried, by the schedule [1s, 2s]: kubectl logs deployment/broken -n %s | grep %s\n' "$DEMO_NAMESPACE" "$event"
+  k logs deployment/broken -n "$DEMO_NAMESPACE" | sed -n "/$event/p"
 }
 
 repair() {
@@ -150,10 +160,14 @@ demo_up() {
 }
 
 apply_examples() {
-  local file
+  local file deployment
   for file in "$REPOSITORY"/examples/[0-9]*.yaml; do
     # The examples name the image as `make image` does.
     sed "s|image: posthorn:dev|image: $IMAGE|" "$file" | k apply -f - || return 1
+  done
+  # In a second run of the demo the receiver that was repaired is broken again.
+  for deployment in inbox receiver broken; do
+    k rollout status "deployment/$deployment" -n "$DEMO_NAMESPACE" --timeout=60s || return 1
   done
 }
 
