@@ -11,6 +11,8 @@ STATE=$CACHE/demo.env
 # How long events may take to arrive, to be given up, to be replayed.
 EVENTS_SECONDS_MAX=120
 RECEIVER_IMAGE=posthorn-receiver:dev
+# A Webhook has at most that many cards.
+CARDS_MAX=100
 
 # shellcheck disable=SC2086 # KUBECTL and HELM may be commands with an argument
 k() { $KUBECTL "$@"; }
@@ -99,24 +101,38 @@ publish_events() {
 count_of() { sed -E "s/.*\"github\.$1\":([0-9]+).*/\1/;t;s/.*/0/" <<<"$PUBLISHED"; }
 
 deliver_and_replay() {
-  local total broken before
+  local total broken before given_up replayed
   before=$(accepted_by receiver)
+  # Cards that an earlier run of the demo left.
+  given_up=$(cards)
   step "Publishing GitHub's example events" publish_events
   total=$(number published <<<"$PUBLISHED")
   broken=$(($(count_of pull_request) + $(count_of issues)))
   until_equal "authenticated and accepted by the receiver" $((before + total)) accepted_by receiver
-  until_equal "given up by the broken receiver's Webhook, with a card" "$((broken < 100 ? broken : 100))" cards
+  given_up=$((given_up + broken))
+  until_equal "given up by the broken receiver's Webhook, with a card" "$((given_up < CARDS_MAX ? given_up : CARDS_MAX))" cards
   printf '\nkubectl get deadletters -n %s\n' "$DEMO_NAMESPACE"
-  k get deadletters -n "$DEMO_NAMESPACE" | head -6
+  # Not head, which would end kubectl by a signal.
+  k get deadletters -n "$DEMO_NAMESPACE" | sed -n 1,6p
+  show_attempts
   step "Repairing the receiver" repair
   k delete replay --all -n "$DEMO_NAMESPACE" >/dev/null
   # Another run of the demo is another run of the Replay.
   step "Applying examples/replay.yaml" bash -c "sed 's/^  webhookRef:/  runId: run-$$\n  webhookRef:/' '$REPOSITORY/examples/replay.yaml' | $KUBECTL apply -f -"
   step "Waiting until the Replay is complete" k wait replay/github-broken -n "$DEMO_NAMESPACE" --for=condition=Complete --timeout="${EVENTS_SECONDS_MAX}s"
-  until_equal "accepted by the repaired receiver" "$broken" accepted_by broken
+  replayed=$(k get replay github-broken -n "$DEMO_NAMESPACE" -o jsonpath='{.status.delivered}')
+  until_equal "accepted by the repaired receiver" "$replayed" accepted_by broken
   until_equal "cards that are left" 0 cards
   printf '\nkubectl get replays -n %s\n' "$DEMO_NAMESPACE"
   k get replays -n "$DEMO_NAMESPACE"
+}
+
+# The attempts of one event that was given up, as the broken receiver saw them.
+show_attempts() {
+  local event
+  event=$(k get deadletters -n "$DEMO_NAMESPACE" -o jsonpath='{.items[0].spec.event.id}')
+  printf '\nHow one of them was tried, by the schedule [1s, 2s]: kubectl logs deployment/broken -n %s | grep %s\n' "$DEMO_NAMESPACE" "$event"
+  k logs deployment/broken -n "$DEMO_NAMESPACE" | sed -n "/$event/p"
 }
 
 repair() {
@@ -150,10 +166,14 @@ demo_up() {
 }
 
 apply_examples() {
-  local file
+  local file deployment
   for file in "$REPOSITORY"/examples/[0-9]*.yaml; do
     # The examples name the image as `make image` does.
     sed "s|image: posthorn:dev|image: $IMAGE|" "$file" | k apply -f - || return 1
+  done
+  # In a second run of the demo the receiver that was repaired is broken again.
+  for deployment in inbox receiver broken; do
+    k rollout status "deployment/$deployment" -n "$DEMO_NAMESPACE" --timeout=60s || return 1
   done
 }
 

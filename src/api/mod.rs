@@ -54,6 +54,8 @@ pub const WEBHOOK_LABEL: &str = "posthorn.dev/webhook";
 /// Annotation on a DeliveryPool: the id of a store that its pod may use although
 /// another one is recorded in `status.stores`.
 pub const ACCEPT_STORE_ANNOTATION: &str = "posthorn.dev/accept-store";
+/// Value of that annotation: the pod may begin a store on a volume that is empty.
+pub const ACCEPT_NEW_STORE: &str = "new";
 /// Annotation on a Webhook: any new value asks for a verification at once.
 pub const VERIFY_REQUESTED_ANNOTATION: &str = "posthorn.dev/verify-requested-at";
 /// Annotation on a Webhook: any new value makes Posthorn read the Secrets that

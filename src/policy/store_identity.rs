@@ -6,7 +6,7 @@
 //! recorded store owes. The pod asks this before it takes events, the controller
 //! before it records an id, so they never differ.
 
-use crate::api::{ACCEPT_STORE_ANNOTATION, DeliveryPool};
+use crate::api::{ACCEPT_NEW_STORE, ACCEPT_STORE_ANNOTATION, DeliveryPool};
 
 /// Characters of a store's id at most.
 pub const STORE_ID_CHARS_MAX: usize = 64;
@@ -48,7 +48,8 @@ pub fn judge<'a>(pool: &'a DeliveryPool, pod: &str, id: &str) -> StoreVerdict<'a
     match stores.iter().find(|store| store.pod == pod) {
         None => StoreVerdict::First,
         Some(store) if store.id == id => StoreVerdict::Known,
-        Some(_) if accepted == Some(id) => StoreVerdict::Accepted,
+        // A pod that may begin a new store does so on an empty volume only.
+        Some(_) if accepted.is_some_and(|word| word == id || word == ACCEPT_NEW_STORE) => StoreVerdict::Accepted,
         Some(store) => StoreVerdict::Mismatch { recorded: &store.id },
     }
 }
@@ -86,7 +87,9 @@ mod tests {
         assert_eq!(judged(recorded.clone(), "", "a1"), (true, false), "known");
         assert_eq!(judged(recorded.clone(), "", "b2"), (false, false), "foreign, or a new one on an empty volume");
         assert_eq!(judged(recorded.clone(), "a1", "b2"), (false, false), "another one was accepted");
-        assert_eq!(judged(recorded, " b2 ", "b2"), (true, true), "accepted");
+        assert_eq!(judged(recorded.clone(), " b2 ", "b2"), (true, true), "accepted");
+        assert_eq!(judged(recorded.clone(), "new", "b2"), (true, true), "a new one was allowed");
+        assert_eq!(judged(recorded, "new", "a1"), (true, false), "known all the same");
     }
 
     #[test]

@@ -65,6 +65,15 @@ impl ControlPlane {
         Client::try_from(config).unwrap()
     }
 
+    /// A namespace for a tenant.
+    pub async fn tenant(&self) -> Scope {
+        let client = self.client().await;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "tenant"}});
+        namespaces.create(&PostParams::default(), &serde_json::from_value(body).unwrap()).await.unwrap();
+        Scope { client, namespace: "tenant".to_owned() }
+    }
+
     /// Takes a component away, or brings it back.
     pub async fn component(&self, verb: &str, component: &str) {
         let output = Command::new(&self.binary).args([verb, "--name", &self.name, component]).output().await.unwrap();
@@ -84,6 +93,8 @@ pub struct Posthorn {
     delivery: Option<Child>,
     folder: PathBuf,
     pub receiver: std::net::SocketAddr,
+    /// Where the delivery pod takes events.
+    pub ingest_url: String,
     stop_receiver: CancellationToken,
 }
 
@@ -115,10 +126,12 @@ impl Posthorn {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let mut this = Self { controller, delivery: None, folder, receiver, stop_receiver };
+        let ingest = free_port();
+        let ingest_url = format!("http://127.0.0.1:{ingest}");
+        let mut this = Self { controller, delivery: None, folder, receiver, ingest_url, stop_receiver };
         secret_files(&client, "posthorn-default-tls", &this.folder.join("tls")).await;
         secret_files(&client, "posthorn-keys", &this.folder.join("keys")).await;
-        this.delivery = Some(delivery(&this.folder, port, kubeconfig));
+        this.delivery = Some(delivery(&this.folder, port, ingest, kubeconfig));
         this
     }
 
@@ -185,10 +198,18 @@ async fn prepare(client: &Client, folder: &Path, receiver_port: u16) {
     std::fs::write(folder.join("token"), token.status.unwrap().token).unwrap();
 }
 
-fn delivery(folder: &Path, port: u16, kubeconfig: &Path) -> Child {
+fn delivery(folder: &Path, port: u16, ingest: u16, kubeconfig: &Path) -> Child {
+    for made in ["data", "run"] {
+        std::fs::create_dir_all(folder.join(made)).unwrap();
+    }
     Command::new(env!("CARGO_BIN_EXE_posthorn"))
         .args(["delivery", "--pool", "default", "--namespace", RELEASE_NAMESPACE, "--health-listen", "127.0.0.1:0"])
         .args(["--internal-listen", &format!("127.0.0.1:{port}"), "--insecure-allow-loopback"])
+        .args(["--ingest-listen", &format!("127.0.0.1:{ingest}"), "--pod-name", "posthorn-default-0"])
+        .arg("--data-dir")
+        .arg(folder.join("data"))
+        .arg("--run-dir")
+        .arg(folder.join("run"))
         .args(["--controller-service-account", &format!("{RELEASE_NAMESPACE}/posthorn-controller")])
         .arg("--tls-dir")
         .arg(folder.join("tls"))

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kube::{Api, api::PostParams};
+use kube::Api;
 use posthorn::api::{ConditionType, Webhook};
 use serde_json::json;
 
@@ -18,19 +18,11 @@ const OUTAGE: Duration = Duration::from_secs(60);
 /// Webhooks that must become Ready through the faulty proxy.
 const THROUGH_FAULTS: usize = 20;
 
-async fn tenant(plane: &ControlPlane) -> Scope {
-    let client = plane.client().await;
-    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
-    let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "tenant"}});
-    namespaces.create(&PostParams::default(), &serde_json::from_value(body).unwrap()).await.unwrap();
-    Scope { client, namespace: "tenant".to_owned() }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_server_that_is_away_for_a_minute_changes_nothing() {
     let plane = ControlPlane::up("outage").await;
     let mut posthorn = Posthorn::start(&plane, &plane.kubeconfig).await;
-    let scope = tenant(&plane).await;
+    let scope = plane.tenant().await;
     scope.apply(&posthorn.pair("before", "/")).await;
     let before = scope.ready("before").await;
 
@@ -52,7 +44,7 @@ async fn cut_watches_conflicts_and_throttling_only_delay() {
     let plane = ControlPlane::up("faulty").await;
     let proxy = FaultyProxy::start(&plane).await;
     let mut posthorn = Posthorn::start(&plane, &proxy.kubeconfig).await;
-    let scope = tenant(&plane).await;
+    let scope = plane.tenant().await;
     for number in 0..THROUGH_FAULTS {
         scope.apply(&posthorn.pair(&format!("hook-{number}"), "/")).await;
     }
@@ -68,7 +60,7 @@ async fn cut_watches_conflicts_and_throttling_only_delay() {
 async fn an_object_that_cannot_be_parsed_does_not_stop_the_others() {
     let plane = ControlPlane::up("parse").await;
     let mut posthorn = Posthorn::start(&plane, &plane.kubeconfig).await;
-    let scope = tenant(&plane).await;
+    let scope = plane.tenant().await;
     loosen_schema(&scope).await;
     let broken = json!({
         "apiVersion": "posthorn.dev/v1alpha1", "kind": "Webhook", "metadata": {"name": "broken"},

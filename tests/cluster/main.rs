@@ -10,11 +10,14 @@
 
 mod admission;
 mod control_plane;
+mod dead_letters;
+mod delivery;
 mod delivery_kinds;
 mod faults;
 mod faulty_proxy;
 mod pods;
 mod pool;
+mod publisher;
 mod rights;
 mod subscription;
 mod support;

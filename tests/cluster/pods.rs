@@ -76,7 +76,12 @@ impl IndexReader {
 
 /// A token of a ServiceAccount of the release, for an audience.
 pub async fn token(client: &Client, account: &str, audience: &str) -> String {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), RELEASE_NAMESPACE);
+    token_of(client, RELEASE_NAMESPACE, account, audience).await
+}
+
+/// A token of a ServiceAccount, for an audience.
+pub async fn token_of(client: &Client, namespace: &str, account: &str, audience: &str) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
     let request = TokenRequest {
         spec: TokenRequestSpec {
             audiences: vec![audience.to_owned()],

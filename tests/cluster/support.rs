@@ -42,6 +42,15 @@ where
     F: FnOnce(Scope) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
+    in_namespace_within(Duration::from_secs(TEST_SECONDS_MAX), name, test);
+}
+
+/// As [`in_namespace`], with a time-out of its own.
+pub fn in_namespace_within<F, Fut>(limit: Duration, name: &str, test: F)
+where
+    F: FnOnce(Scope) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
     let name = name.to_owned();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async move {
@@ -51,7 +60,7 @@ where
         let scope = Scope { client: client.clone(), namespace: namespace.clone() };
         let running = tokio::spawn(test(scope));
         let abort = running.abort_handle();
-        let outcome = tokio::time::timeout(Duration::from_secs(TEST_SECONDS_MAX), running).await;
+        let outcome = tokio::time::timeout(limit, running).await;
         let failed = !matches!(outcome, Ok(Ok(())));
         if failed {
             abort.abort();
@@ -63,7 +72,7 @@ where
             Ok(Ok(())) => {}
             Ok(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Ok(Err(error)) => panic!("{error}"),
-            Err(_) => panic!("the test took longer than {TEST_SECONDS_MAX} s"),
+            Err(_) => panic!("the test took longer than {limit:?}"),
         }
     });
 }
@@ -271,7 +280,7 @@ pub fn repository() -> PathBuf {
 
 /// Prints what a person would look at first.
 async fn print_evidence(client: &Client, namespace: &str) {
-    for kind in ["webhooks,subscriptions", "pods,events.events.k8s.io"] {
+    for kind in ["webhooks,subscriptions,deadletters,replays", "pods,events.events.k8s.io"] {
         let output =
             kubectl(&["get", kind, "-n", namespace, "-o", if kind.starts_with("web") { "yaml" } else { "wide" }]).await;
         eprintln!(

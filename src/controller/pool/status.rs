@@ -224,7 +224,7 @@ fn waits_for(pod: &Pod) -> Option<String> {
             "{} ({restarts} restarts)",
             clean(waiting.reason.as_deref().unwrap_or("its container is being made"))
         )),
-        (None, Some(_)) => Some(format!("it runs and is not ready yet ({restarts} restarts)")),
+        (None, Some(_)) => Some(format!("it runs and is not ready yet ({restarts} restarts), its log says why")),
         (None, None) => Some(format!("its container ended ({restarts} restarts)")),
     }
 }
@@ -360,7 +360,7 @@ mod tests {
         );
         check_pod(
             container(json!({ "running": {} })),
-            "posthorn-sturdy-0 waits: it runs and is not ready yet (2 restarts).",
+            "posthorn-sturdy-0 waits: it runs and is not ready yet (2 restarts), its log says why.",
         );
     }
 

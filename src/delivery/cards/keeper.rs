@@ -7,9 +7,10 @@ use std::{
 };
 
 use futures::StreamExt;
+use k8s_openapi::{apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition, jiff::Timestamp};
 use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, PartialObjectMeta, PostParams},
+    Api, Client, CustomResourceExt, ResourceExt,
+    api::{DeleteParams, PartialObjectMeta, PostParams},
 };
 use kube_runtime::{
     WatchStreamExt,
@@ -57,7 +58,7 @@ pub struct CardKeeper {
     cards: Cards,
     budget: Budget,
     listed: BTreeSet<(String, String)>,
-    dismissals: VecDeque<(Instant, String, Standing)>,
+    dismissals: VecDeque<Deletion>,
     unwanted: VecDeque<(String, String)>,
     compared: usize,
     paused_until: Option<Instant>,
@@ -81,6 +82,34 @@ impl CardMetrics {
         registry.register("dead_letters_overflow", help, metrics.overflow.clone());
         registry.register("dead_letter_writes", "Writes of DeadLetter cards by outcome", metrics.writes.clone());
         metrics
+    }
+}
+
+/// A card that somebody deleted.
+struct Deletion {
+    due: Instant,
+    card_made: Option<Timestamp>,
+    standing: Standing,
+}
+
+/// The kind DeadLetter in the API server.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// It is not there, or being removed with all its cards.
+    Gone,
+    /// It is there since then.
+    Since(Option<Timestamp>),
+}
+
+impl Kind {
+    /// What the deletion of a card means. A card that is older than its kind went
+    /// with the kind that was there before.
+    fn meaning_of(self, card_made: Option<Timestamp>) -> CardState {
+        match self {
+            Self::Gone => CardState::Wanted,
+            Self::Since(since) if since.zip(card_made).is_some_and(|(since, made)| made < since) => CardState::Wanted,
+            Self::Since(_) => CardState::Dismissed,
+        }
     }
 }
 
@@ -185,7 +214,8 @@ impl CardKeeper {
                 let gone = self.cards.places().leave(&namespace, &name);
                 // One that this task deleted has left before.
                 if let Some(standing) = gone {
-                    self.dismissals.push_back((Instant::now() + DISMISS_DELAY, namespace, standing));
+                    let card_made = card.metadata.creation_timestamp.map(|time| time.0);
+                    self.dismissals.push_back(Deletion { due: Instant::now() + DISMISS_DELAY, card_made, standing });
                 }
             }
         }
@@ -237,46 +267,36 @@ impl CardKeeper {
     /// Deliveries whose cards somebody deleted a while ago.
     async fn dismiss(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
-        let mut is_kind_there = HashMap::new();
+        if self.dismissals.front().is_none_or(|first| first.due > now) {
+            return Ok(());
+        }
+        let Some(kind) = self.kind().await else {
+            self.paused_until = Some(now + PAUSE);
+            return Ok(());
+        };
         let mut marks = Vec::new();
-        while let Some((due, namespace, standing)) = self.dismissals.pop_front() {
-            if due > now || marks.len() >= WANTED_MAX {
-                self.dismissals.push_front((due, namespace, standing));
-                break;
+        let due = self.dismissals.iter().take(WANTED_MAX).take_while(|deletion| deletion.due <= now).count();
+        for deletion in self.dismissals.drain(..due) {
+            let Standing { hook, pos } = deletion.standing;
+            // The namespace or the Webhook went: that is counted under its own name.
+            if self.directory.hook(hook).is_some() {
+                marks.push(CardMark { hook, pos, state: kind.meaning_of(deletion.card_made) });
             }
-            let Standing { hook, pos } = standing;
-            if self.directory.hook(hook).is_none() {
-                // The namespace or the Webhook went: that is counted under its own name.
-                continue;
-            }
-            let there = match is_kind_there.get(&namespace) {
-                Some(there) => *there,
-                None => {
-                    let there = self.is_kind_there(&namespace).await;
-                    is_kind_there.insert(namespace.clone(), there);
-                    there
-                }
-            };
-            let state = match there {
-                Some(true) => CardState::Dismissed,
-                Some(false) => CardState::Wanted,
-                None => {
-                    self.dismissals.push_back((now + PAUSE, namespace, standing));
-                    continue;
-                }
-            };
-            marks.push(CardMark { hook, pos, state });
         }
         self.mark(marks).await
     }
 
-    /// Whether the API server knows DeadLetters; none if it does not say.
-    async fn is_kind_there(&mut self, namespace: &str) -> Option<bool> {
-        let api = Api::<PartialObjectMeta<DeadLetter>>::namespaced(self.client.clone(), namespace);
-        match api.list(&ListParams::default().limit(1)).await {
-            Ok(_) => Some(true),
-            Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
-            Err(_) => None,
+    /// The kind DeadLetter; none if the API server does not say.
+    async fn kind(&self) -> Option<Kind> {
+        let api = Api::<CustomResourceDefinition>::all(self.client.clone());
+        match api.get_metadata_opt(DeadLetter::crd_name()).await {
+            Ok(None) => Some(Kind::Gone),
+            Ok(Some(definition)) if definition.metadata.deletion_timestamp.is_some() => Some(Kind::Gone),
+            Ok(Some(definition)) => Some(Kind::Since(definition.metadata.creation_timestamp.map(|time| time.0))),
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the kind DeadLetter could not be read");
+                None
+            }
         }
     }
 
@@ -419,5 +439,20 @@ impl CardKeeper {
             }
             self.unwanted.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_that_goes_with_its_kind_is_wanted_again_and_one_that_somebody_deletes_is_not() {
+        let at = |second| Some(Timestamp::from_second(second).unwrap());
+        assert_eq!(Kind::Since(at(100)).meaning_of(at(101)), CardState::Dismissed);
+        assert_eq!(Kind::Since(at(100)).meaning_of(at(100)), CardState::Dismissed);
+        assert_eq!(Kind::Since(at(100)).meaning_of(at(99)), CardState::Wanted, "the kind was installed again");
+        assert_eq!(Kind::Gone.meaning_of(at(101)), CardState::Wanted, "the kind is being removed");
+        assert_eq!(Kind::Since(None).meaning_of(None), CardState::Dismissed);
     }
 }

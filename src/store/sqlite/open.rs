@@ -37,7 +37,7 @@ pub struct SqliteConfig {
 }
 
 /// The word in `accept_store` that lets an empty folder become a new store.
-pub const ACCEPT_NEW: &str = "new";
+pub const ACCEPT_NEW: &str = crate::api::ACCEPT_NEW_STORE;
 /// The version of the schema that this program writes.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -205,6 +205,11 @@ pub(super) fn open(config: &SqliteConfig) -> Result<Opened, OpenError> {
     let folder = &config.folder;
     let database = lock(folder)?;
     let fail = OpenError::database(folder);
+    if !database.path.exists() {
+        // Before a file is made: `posthorn store restore` wants none, and this is
+        // where a backup is restored.
+        refuse_empty(config)?;
+    }
     let mut db = database.writer().map_err(&fail)?;
     let is_new = !has_table(&db, "meta").map_err(&fail)?;
     if is_new {

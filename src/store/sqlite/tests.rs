@@ -273,6 +273,7 @@ async fn a_second_process_and_foreign_empty_and_newer_stores_are_refused() {
     let empty = Place::new();
     let expecting = || SqliteConfig { expected_store: Some(id.clone()), ..empty.config() };
     assert!(matches!(empty.refusal(expecting()), OpenError::Empty { .. }));
+    assert!(!empty.path().join("store.db").exists(), "a backup can be restored there");
     empty.open_with(SqliteConfig { accept_store: Some(ACCEPT_NEW.to_owned()), ..expecting() }).unwrap();
 
     place.database().execute("UPDATE meta SET v = 2 WHERE k = 'schema'", []).unwrap();
