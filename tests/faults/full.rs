@@ -13,8 +13,8 @@ use posthorn::{
 
 use crate::{
     clock::TestClock,
+    disk::Disk,
     kit::{
-        disk::Disk,
         oracle::{Report, acknowledged, missing},
         writer::{self, Plan, Said, Writer},
     },

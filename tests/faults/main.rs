@@ -9,6 +9,7 @@
 #![allow(dead_code, reason = "of the kit and the clock each binary uses a part")]
 
 mod bits;
+mod disk;
 mod full;
 mod power;
 mod retention;

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
+    disk::Disk,
     kit::{
-        disk::Disk,
         oracle::{Report, acknowledged, missing},
         writer::{Plan, Said, Writer},
     },

@@ -62,6 +62,9 @@ impl Partition for Store {
     fn known(&self) -> Answer<'_, Known> {
         unused()
     }
+    fn namespaces(&self) -> Answer<'_, Vec<KnownNamespace>> {
+        unused()
+    }
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage> {
         let reply = self.ask(hook, Question::Owed { after, limit });
         Box::pin(async { reply.map(|reply| if let Reply::Owed(page) = reply { page } else { OwedPage::default() }) })

@@ -4,7 +4,6 @@
 //! the store is opened again and asked for all of them.
 
 pub mod damage;
-pub mod disk;
 pub mod oracle;
 pub mod router;
 pub mod writer;
