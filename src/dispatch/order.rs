@@ -18,7 +18,10 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::hook::{Item, Origin};
-use crate::{event::Pos, store::OrderKey};
+use crate::{
+    event::Pos,
+    store::{OrderKey, OwedRow},
+};
 
 /// Blocked keys of one hook at most; with more, new Deliveries of it wait.
 pub(super) const BLOCKED_KEYS_MAX: usize = 1_024;
@@ -280,6 +283,12 @@ impl Keys {
             self.wish_drain(key);
             self.free_if_idle(key);
         }
+    }
+
+    /// Whether this row stands behind its key.
+    pub(super) fn holds(&self, row: &OwedRow) -> bool {
+        let state = row.key.and_then(|key| self.states.get(&key));
+        state.is_some_and(|state| state.behind.iter().any(|item| item.row.pos == row.pos))
     }
 
     /// Rows in memory behind one in flight.

@@ -270,7 +270,7 @@ impl Globals {
             if row.pos > upto {
                 // Rows changed after this was read: it is read again.
                 hook.next_due = Some(StoreTime(i64::MIN));
-            } else if !hook.holds(row.pos) {
+            } else if !hook.holds(row.pos) && !hook.keys.as_ref().is_some_and(|keys| keys.holds(&row)) {
                 let item = Item::new(row, Origin::Waiting);
                 self.count_in(&item);
                 hook.due.push_back(item);
