@@ -20,7 +20,9 @@ fn library() -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jumps_of_the_clock_by_three_days_expire_nothing_and_hold_nothing_up() {
     let mut stage = Stage::set().await;
-    let patient = json!({"retry": {"backoff": {"initial": "300ms", "factor": 1, "max": "300ms", "attempts": 1000}}, "circuit": {"failures": 0}});
+    // More attempts than these a Webhook cannot have: they must not be used up.
+    let pause = scaled("300ms", "2s");
+    let patient = json!({"retry": {"backoff": {"initial": pause, "factor": 1, "max": pause, "attempts": 100}}, "circuit": {"failures": 0}});
     stage.webhook("orders", "/switch/orders", "order.paid", patient);
     stage.webhook("prompt", "/ok/prompt", "order.paid", json!(null));
     let file = stage.pod.folder().join("time");

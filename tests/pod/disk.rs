@@ -54,7 +54,7 @@ async fn an_empty_folder_in_place_of_the_recorded_store_is_refused_until_somebod
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_event_ends_as_a_dead_letter_that_says_so_and_costs_the_others_nothing() {
     let mut stage = Stage::set().await;
-    let patient = json!({"retry": {"backoff": {"initial": "500ms", "factor": 1, "max": "500ms", "attempts": 1000}}, "circuit": {"failures": 0}});
+    let patient = json!({"retry": {"backoff": {"initial": "500ms", "factor": 1, "max": "500ms", "attempts": 100}}, "circuit": {"failures": 0}});
     stage.webhook("orders", "/switch/orders", "order.paid", patient);
     stage.pod.start().await;
     stage.until_routed(1).await;

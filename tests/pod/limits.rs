@@ -81,7 +81,7 @@ async fn a_full_store_takes_nothing_more_and_goes_on_delivering() {
     // The backlog of one Webhook may take a tenth of the store: more would die.
     const WEBHOOKS: u64 = 12;
     let mut stage = Stage::with_pool(json!({"store": {"size": "24Mi"}})).await;
-    let patient = json!({"retry": {"backoff": {"initial": "300ms", "factor": 1, "max": "300ms", "attempts": 1000}}, "circuit": {"failures": 0}});
+    let patient = json!({"retry": {"backoff": {"initial": "1s", "factor": 1, "max": "1s", "attempts": 100}}, "circuit": {"failures": 0}});
     let path = |n| format!("/switch/orders/{n}");
     for n in 0..WEBHOOKS {
         stage.webhook(&format!("orders-{n}"), &path(n), &format!("to.{n}"), patient.clone());

@@ -7,6 +7,13 @@
 //! `POSTHORN_FAULTS=full` (`make faults`) runs the long ones.
 
 #![allow(unreachable_pub, reason = "shared by the tests of one binary")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
+    reason = "tests of a process: they fail by panics and measure real time"
+)]
 
 mod clock;
 mod crashes;
