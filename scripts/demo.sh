@@ -143,9 +143,9 @@ repair() {
 show_result() {
   printf '\nkubectl get webhooks,subscriptions -n %s\n' "$DEMO_NAMESPACE"
   k get webhooks,subscriptions -n "$DEMO_NAMESPACE"
-  printf '\nWhat the receiver saw: kubectl logs deployment/inbox -n %s\n' "$DEMO_NAMESPACE"
-  k logs deployment/inbox -n "$DEMO_NAMESPACE" --tail=20
-  printf '\nLook further with:\n  export KUBECONFIG=%s\n  %s describe webhook improvado -n %s\n' "$KUBECONFIG" "$KUBECTL" "$DEMO_NAMESPACE"
+  printf '\nWhat the receiver saw: kubectl logs deployment/receiver -n %s\n' "$DEMO_NAMESPACE"
+  k logs deployment/receiver -n "$DEMO_NAMESPACE" --tail=5
+  printf '\nLook further with:\n  export KUBECONFIG=%s\n  %s describe webhook github-broken -n %s\n' "$KUBECONFIG" "$KUBECTL" "$DEMO_NAMESPACE"
   printf 'Take it all away again with: make demo-down\n'
 }
 

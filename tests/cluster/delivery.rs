@@ -83,7 +83,7 @@ async fn round(scope: &Scope, publisher: &Publisher, number: u32) -> (String, St
     scope.apply(&pair(&name)).await;
     let is_ready = |webhook: Option<&Webhook>| webhook.is_some_and(|w| is_true(w, ConditionType::Ready));
     await_condition(scope.api::<Webhook>(), &name, is_ready).await.unwrap();
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         let is_ready = |subscription: Option<&Subscription>| {
             subscription
                 .and_then(|s| s.status.as_ref())

@@ -86,7 +86,10 @@ impl ApiServer {
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let this = Self { inner, address, _task: Arc::new(AbortOnDrop(task)) };
         // Pods look whether the kind of their cards was removed.
-        this.apply("customresourcedefinitions", json!({"metadata": {"name": "deadletters.posthorn.dev"}}));
+        this.apply(
+            "customresourcedefinitions",
+            json!({"metadata": {"name": "deadletters.posthorn.dev", "creationTimestamp": "2026-01-01T00:00:00Z"}}),
+        );
         this
     }
 

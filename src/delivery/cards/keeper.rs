@@ -102,12 +102,12 @@ enum Kind {
 }
 
 impl Kind {
-    /// What the deletion of a card means. A card that is older than its kind went
-    /// with the kind that was there before.
+    /// What the deletion of a card means. A card that is not younger than its kind,
+    /// in whole seconds, went with the kind that was there before.
     fn meaning_of(self, card_made: Option<Timestamp>) -> CardState {
         match self {
             Self::Gone => CardState::Wanted,
-            Self::Since(since) if since.zip(card_made).is_some_and(|(since, made)| made < since) => CardState::Wanted,
+            Self::Since(since) if since.zip(card_made).is_some_and(|(since, made)| made <= since) => CardState::Wanted,
             Self::Since(_) => CardState::Dismissed,
         }
     }
@@ -450,8 +450,7 @@ mod tests {
     fn a_card_that_goes_with_its_kind_is_wanted_again_and_one_that_somebody_deletes_is_not() {
         let at = |second| Some(Timestamp::from_second(second).unwrap());
         assert_eq!(Kind::Since(at(100)).meaning_of(at(101)), CardState::Dismissed);
-        assert_eq!(Kind::Since(at(100)).meaning_of(at(100)), CardState::Dismissed);
-        assert_eq!(Kind::Since(at(100)).meaning_of(at(99)), CardState::Wanted, "the kind was installed again");
+        assert_eq!(Kind::Since(at(100)).meaning_of(at(100)), CardState::Wanted, "the kind was installed again");
         assert_eq!(Kind::Gone.meaning_of(at(101)), CardState::Wanted, "the kind is being removed");
         assert_eq!(Kind::Since(None).meaning_of(None), CardState::Dismissed);
     }
