@@ -28,6 +28,9 @@ enum Happening {
     Recorded(RecordTicket),
 }
 
+/// Happenings at one time: beyond these the engine turns in circles.
+const STEPS_AT_ONCE_MAX: usize = 100_000;
+
 /// How an endpoint behaves: (hook, position, time) to (how long it takes, end).
 pub(super) type Endpoint = Box<dyn FnMut(&mut StdRng, HookId, Pos, i64) -> (i64, AttemptEnd)>;
 
@@ -62,6 +65,8 @@ pub(super) struct Sim {
     ticket: u64,
     last_commit: i64,
     last_news: i64,
+    /// Happenings at this very time.
+    steps: usize,
 }
 
 impl Sim {
@@ -89,6 +94,7 @@ impl Sim {
             ticket: 0,
             last_commit: 0,
             last_news: 0,
+            steps: 0,
         }
     }
 
@@ -162,7 +168,11 @@ impl Sim {
             let wake = self.engine.next_wake().map(|at| at.0);
             let at = [next.map(|(at, _)| at), wake].into_iter().flatten().min().filter(|at| *at <= until);
             let Some(at) = at else { break };
-            self.now = self.now.max(at);
+            if self.now < at {
+                (self.now, self.steps) = (at, 0);
+            }
+            self.steps += 1;
+            assert!(self.steps < STEPS_AT_ONCE_MAX, "the engine spins at {at}: {:?}", self.reads.last_chunk::<6>());
             if next.is_some_and(|(due, _)| due <= self.now)
                 && let Some((_, happening)) = self.agenda.pop_first()
             {
