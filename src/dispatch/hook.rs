@@ -230,7 +230,9 @@ impl Hook {
             if has_backlog {
                 // Rows may be parked from when it was ordered.
                 self.keys.get_or_insert_default();
-                self.set_back(Pos(1));
+                // From the beginning; how far, the answer tells: nothing may be
+                // left by then.
+                self.set_back(Pos(0));
                 self.next_due = Some(StoreTime(i64::MIN));
             }
         }

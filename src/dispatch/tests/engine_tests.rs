@@ -12,6 +12,7 @@ use crate::{
         AttemptEnd, FailureKind, HealthView, Hold,
         endings::HOLD_MIN,
         engine::{IN_FLIGHT_MAX, SUSPECTS_MAX},
+        questions::Question,
     },
     policy::delivery::{DeliverySettings, Rate, RetryPlan},
     store::{HookId, HookNote},
@@ -264,4 +265,15 @@ fn a_webhook_that_is_gone_leaves_nothing_in_memory() {
     assert!(sim.engine.hooks.is_empty());
     assert_eq!((sim.engine.globals.rows, sim.engine.globals.bytes, sim.engine.globals.timers.len()), (0, 0, 0));
     assert_eq!(sim.store.owed.len() + sim.delivered(), 100, "the rest stays owed");
+}
+
+#[test]
+fn a_hook_whose_backlog_is_gone_by_the_start_asks_for_it_once() {
+    let mut sim = Sim::new(1, Box::new(|_, _, _, _| (1, answered(200))));
+    sim.set(view(1, &DeliverySettings::default()));
+    sim.crash();
+    sim.run_for(60_000);
+    let owed = sim.reads.iter().filter(|(_, _, question)| matches!(question, Question::Owed { .. })).count();
+    assert_eq!(owed, 1);
+    sim.assert_over();
 }

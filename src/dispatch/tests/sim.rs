@@ -31,6 +31,9 @@ enum Happening {
 /// Happenings at one time: beyond these the engine turns in circles.
 const STEPS_AT_ONCE_MAX: usize = 100_000;
 
+/// Questions without an attempt between them: beyond these they are in vain.
+const READS_IN_VAIN_MAX: usize = 10_000;
+
 /// How an endpoint behaves: (hook, position, time) to (how long it takes, end).
 pub(super) type Endpoint = Box<dyn FnMut(&mut StdRng, HookId, Pos, i64) -> (i64, AttemptEnd)>;
 
@@ -67,6 +70,8 @@ pub(super) struct Sim {
     last_news: i64,
     /// Happenings at this very time.
     steps: usize,
+    /// Questions before the last attempt.
+    reads_before: usize,
 }
 
 impl Sim {
@@ -95,6 +100,7 @@ impl Sim {
             last_commit: 0,
             last_news: 0,
             steps: 0,
+            reads_before: 0,
         }
     }
 
@@ -173,6 +179,8 @@ impl Sim {
             }
             self.steps += 1;
             assert!(self.steps < STEPS_AT_ONCE_MAX, "the engine spins at {at}: {:?}", self.reads.last_chunk::<6>());
+            let idle = self.reads.len() - self.reads_before;
+            assert!(idle < READS_IN_VAIN_MAX, "the engine asks in vain at {at}: {:?}", self.reads.last_chunk::<9>());
             if next.is_some_and(|(due, _)| due <= self.now)
                 && let Some((_, happening)) = self.agenda.pop_first()
             {
@@ -270,6 +278,7 @@ impl Sim {
             assert!(is_alone || !self.keeps_order, "{hook:?} {key:?} twice at the same time");
         }
         self.attempts.push((self.now, hook, pos));
+        self.reads_before = self.reads.len();
         let (took, end) = (self.endpoint)(&mut self.rng, hook, pos, self.now);
         self.put(self.now + took, Happening::Ended(flight, hook, pos, end, took));
     }
