@@ -29,7 +29,7 @@ pub async fn raw(settings: &Settings, report: &mut Report) -> f64 {
         let start = Instant::now();
         let receiver = Receiver::start(start, NOTHING).await;
         let outcome = Arc::new(Outcome::default());
-        let plan = Plan { address: receiver.address, ..Plan::new(0, "ok") };
+        let plan = Plan { address: receiver.address, signs: true, ..Plan::new(0, "ok") };
         let tasks = publish(plan, Pace::Closed, start, Arc::clone(&outcome));
         let window = settings.window().min(Duration::from_secs(20));
         tokio::time::sleep(window / 10).await;
@@ -40,7 +40,7 @@ pub async fn raw(settings: &Settings, report: &mut Report) -> f64 {
         tasks.join_all().await;
     }
     let raw = median(rates);
-    report.row("raw: generator → receiver", "the yardstick", format!("{raw:.0}/s"));
+    report.row("raw: generator → receiver, signed", "the yardstick", format!("{raw:.0}/s"));
     raw
 }
 

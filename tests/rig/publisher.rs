@@ -36,6 +36,8 @@ pub struct Plan {
     pub keep_ids: bool,
     /// A refused connection, 429 and 503 are tried again, as a good publisher does.
     pub retries: bool,
+    /// Each request is signed as Standard Webhooks says, in place of a delivery pod.
+    pub signs: bool,
 }
 
 impl Plan {
@@ -52,6 +54,7 @@ impl Plan {
             key: None,
             keep_ids: false,
             retries: false,
+            signs: false,
         }
     }
 }
@@ -165,14 +168,26 @@ fn request(plan: &Plan, first: u64, sent: Duration, filler: &str) -> Vec<u8> {
     if plan.batch > 1 {
         body.push(']');
     }
+    let signature = if plan.signs { signature(first, &body) } else { String::new() };
     let mut request = format!(
-        "POST /v1/namespaces/{}/events HTTP/1.1\r\nhost: posthorn\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/namespaces/{}/events HTTP/1.1\r\nhost: posthorn\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{signature}\r\n",
         plan.namespace,
         plan.token,
         body.len()
     );
     request.push_str(&body);
     request.into_bytes()
+}
+
+/// The headers of Standard Webhooks.
+fn signature(n: u64, body: &str) -> String {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use hmac::{Hmac, KeyInit, Mac};
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&[7; 32]).unwrap();
+    mac.update(format!("evt_{n:026}.1763900000.").as_bytes());
+    mac.update(body.as_bytes());
+    let signature = BASE64_STANDARD.encode(mac.finalize().into_bytes());
+    format!("webhook-id: evt_{n:026}\r\nwebhook-timestamp: 1763900000\r\nwebhook-signature: v1,{signature}\r\n")
 }
 
 /// Sends one request and reads its answer; true if that is settled.

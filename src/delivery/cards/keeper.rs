@@ -34,6 +34,8 @@ use crate::{
 const PERIOD: Duration = Duration::from_millis(500);
 /// Dead Deliveries that are looked at in one look.
 const WANTED_MAX: usize = 256;
+/// Such pages in one period at most.
+const PAGES_MAX: usize = 40;
 /// Webhooks whose cards are compared with the store in one look.
 const COMPARED_MAX: usize = 20;
 /// How long after a card was deleted its Delivery counts as dismissed: when the
@@ -258,7 +260,13 @@ impl CardKeeper {
         self.paused_until = None;
         self.dismiss().await?;
         self.compare_with_store().await?;
-        self.make().await?;
+        // What is only counted costs no request: a dead endpoint under load makes
+        // more of it than one page a period.
+        for _ in 0..PAGES_MAX {
+            if !self.make().await? {
+                break;
+            }
+        }
         self.remove().await;
         self.metrics.standing.set(i64::try_from(self.cards.places().len()).unwrap_or(i64::MAX));
         Ok(())
@@ -336,12 +344,15 @@ impl CardKeeper {
     }
 
     /// Makes cards while there are room and budget; what has no room is counted.
-    async fn make(&mut self) -> Result<(), StoreError> {
+    /// True if there may be more of that.
+    async fn make(&mut self) -> Result<bool, StoreError> {
         let query = CardQuery { hook: None, state: Some(CardState::Wanted), after: None, limit: WANTED_MAX };
         let mut reserved = HashMap::<HookId, usize>::new();
         let mut marks = Vec::new();
         let mut is_spent = false;
-        for row in self.store.cards(query).await? {
+        let rows = self.store.cards(query).await?;
+        let wanted = rows.len();
+        for row in rows {
             let Some(hook) = self.directory.hook(row.hook) else { continue };
             let places_left = usize::from(hook.settings.cards_max).saturating_sub(self.cards.of_hook(row.hook));
             let reserved = reserved.entry(row.hook).or_default();
@@ -368,7 +379,9 @@ impl CardKeeper {
             };
             marks.push(CardMark { hook: row.hook, pos: row.pos, state });
         }
-        self.mark(marks).await
+        let may_be_more = wanted == WANTED_MAX && !marks.is_empty();
+        self.mark(marks).await?;
+        Ok(may_be_more)
     }
 
     async fn make_one(&mut self, hook: &HookInfo, row: &DeadRow) -> Made {
