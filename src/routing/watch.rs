@@ -30,7 +30,7 @@ use crate::{
 
 /// Objects that one answer to a list holds at most: what a listing may take of
 /// memory at a time.
-const PAGE_OBJECTS: u32 = 500;
+pub const PAGE_OBJECTS: u32 = 500;
 
 /// What is known of the pod's own DeliveryPool.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -112,7 +112,8 @@ impl Watches {
     }
 }
 
-fn config() -> Config {
+/// Every object, in pages of [`PAGE_OBJECTS`].
+pub fn config() -> Config {
     Config::default().page_size(PAGE_OBJECTS)
 }
 
@@ -126,36 +127,57 @@ async fn follow<K>(
 ) where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    let mut is_failing = false;
+    let mut outage = Outage::of(kind);
     // The back-off has no end, so neither has the stream; were it to end, the
     // watch would begin anew.
     loop {
         let mut events = std::pin::pin!(watcher(api.clone(), config.clone()).default_backoff());
         while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => {
-                    // `Init` comes before the API server has said anything.
-                    if is_failing && !matches!(event, Event::Init) {
-                        is_failing = false;
-                        tracing::info!(kind, "the watch works again");
-                    }
-                    take(event);
-                }
-                Err(error) => {
-                    errors.get_or_create(&KindLabel { kind }).inc();
-                    log_outage(kind, &error, is_failing);
-                    is_failing = true;
-                }
+            if event.is_err() {
+                errors.get_or_create(&KindLabel { kind }).inc();
+            }
+            if let Some(event) = outage.hear(event) {
+                take(event);
             }
         }
     }
 }
 
-fn log_outage(kind: &str, error: &watcher::Error, is_known: bool) {
-    if is_known {
-        tracing::debug!(kind, error = error as &dyn std::error::Error, "the watch still fails");
-    } else {
-        tracing::warn!(kind, error = error as &dyn std::error::Error, "the watch failed and is tried again");
+/// Tells of the failures of a watch, once per outage.
+#[derive(Debug)]
+pub struct Outage {
+    kind: &'static str,
+    is_failing: bool,
+}
+
+impl Outage {
+    /// Of the watch of a kind, which works as far as is known.
+    pub const fn of(kind: &'static str) -> Self {
+        Self { kind, is_failing: false }
+    }
+
+    /// Logs what is new about the watch; the event, if it is none of failure.
+    pub fn hear<K>(&mut self, event: Result<Event<K>, watcher::Error>) -> Option<Event<K>> {
+        let kind = self.kind;
+        match event {
+            Ok(event) => {
+                // `Init` comes before the API server has said anything.
+                if self.is_failing && !matches!(event, Event::Init) {
+                    self.is_failing = false;
+                    tracing::info!(kind, "the watch works again");
+                }
+                Some(event)
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                if std::mem::replace(&mut self.is_failing, true) {
+                    tracing::debug!(kind, error, "the watch still fails");
+                } else {
+                    tracing::warn!(kind, error, "the watch failed and is tried again");
+                }
+                None
+            }
+        }
     }
 }
 

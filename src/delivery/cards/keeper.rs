@@ -14,7 +14,7 @@ use kube::{
 };
 use kube_runtime::{
     WatchStreamExt,
-    watcher::{self, Event, watcher},
+    watcher::{Event, watcher},
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -26,6 +26,7 @@ use super::{Budget, Cards, card, places::Standing};
 use crate::{
     api::{DeadLetter, POOL_LABEL},
     delivery::directory::{Directory, HookInfo},
+    routing::watch::{self, Outage},
     runtime::metrics::MetricsRegistry,
     store::{CardMark, CardQuery, CardState, DeadRow, HookId, Partition, StoreError},
 };
@@ -154,24 +155,17 @@ impl CardKeeper {
     pub async fn run(mut self) -> Result<(), StoreError> {
         self.load().await?;
         let api = Api::<PartialObjectMeta<DeadLetter>>::all(self.client.clone());
-        let config = watcher::Config::default().labels(&format!("{POOL_LABEL}={}", self.cards.pool)).page_size(500);
+        let config = watch::config().labels(&format!("{POOL_LABEL}={}", self.cards.pool));
         let mut events = std::pin::pin!(watcher(api, config).default_backoff());
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut is_failing = false;
+        let mut outage = Outage::of("DeadLetter");
         loop {
             tokio::select! {
-                event = events.next() => match event {
-                    Some(Ok(event)) => {
-                        is_failing &= matches!(event, Event::Init);
-                        self.see(event).await?;
-                    }
-                    Some(Err(error)) if !is_failing => {
-                        is_failing = true;
-                        tracing::warn!(error = &error as &dyn std::error::Error, "the watch of DeadLetters failed and is tried again");
-                    }
-                    Some(Err(_known)) => {}
-                    // A watch with back-off does not end.
+                // A watch with back-off does not end.
+                event = events.next() => match event.map(|event| outage.hear(event)) {
+                    Some(Some(event)) => self.see(event).await?,
+                    Some(None) => {}
                     None => return Ok(()),
                 },
                 _tick = ticks.tick() => self.work().await?,

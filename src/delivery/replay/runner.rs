@@ -10,7 +10,7 @@ use kube::{
 };
 use kube_runtime::{
     WatchStreamExt,
-    watcher::{self, Event, watcher},
+    watcher::{Event, watcher},
 };
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -22,6 +22,7 @@ use crate::{
         cards::Cards,
         directory::{Directory, HookInfo},
     },
+    routing::watch::{self, Outage},
     runtime::clock,
     store::{CardQuery, CardState, Partition, ReplayIdentity, ReplayOrder, ReplayRun, StoreError},
 };
@@ -79,23 +80,16 @@ impl ReplayRunner {
     /// What the store said.
     pub async fn run(mut self) -> Result<(), StoreError> {
         let api = Api::<DeserializeGuard<Replay>>::all(self.client.clone());
-        let mut events = std::pin::pin!(watcher(api, watcher::Config::default().page_size(500)).default_backoff());
+        let mut events = std::pin::pin!(watcher(api, watch::config()).default_backoff());
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut is_failing = false;
+        let mut outage = Outage::of("Replay");
         loop {
             tokio::select! {
-                event = events.next() => match event {
-                    Some(Ok(event)) => {
-                        is_failing &= matches!(event, Event::Init);
-                        self.see(event);
-                    }
-                    Some(Err(error)) if !is_failing => {
-                        is_failing = true;
-                        tracing::warn!(error = &error as &dyn std::error::Error, "the watch of Replays failed and is tried again");
-                    }
-                    Some(Err(_known)) => {}
-                    // A watch with back-off does not end.
+                // A watch with back-off does not end.
+                event = events.next() => match event.map(|event| outage.hear(event)) {
+                    Some(Some(event)) => self.see(event),
+                    Some(None) => {}
                     None => return Ok(()),
                 },
                 _tick = ticks.tick() => self.look().await?,

@@ -622,19 +622,28 @@ async fn only_the_detail_of_the_last_successes_is_kept() {
     assert_eq!(attempts.len(), 150);
 }
 
-#[tokio::test]
-async fn no_hot_query_scans_a_table_or_sorts() {
+/// How SQLite would answer questions, in a store as it is when it is new.
+pub(super) async fn query_plans() -> impl Fn(&str) -> String {
     let place = Place::new();
     let (store, _news) = place.open();
     store.close().await.unwrap();
     drop(store);
     let database = place.database();
-    let check = |sql: &str| {
+    move |sql: &str| {
+        // The folder must outlive the database.
+        let _folder = &place;
         let mut explain = database.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let count = explain.parameter_count();
-        let parameters = rusqlite::params_from_iter((0..count).map(|_| 1));
+        let parameters = rusqlite::params_from_iter((0..explain.parameter_count()).map(|_| 1));
         let plan: Vec<String> = explain.query_map(parameters, |row| row.get(3)).unwrap().map(Result::unwrap).collect();
-        let plan = plan.join("; ");
+        plan.join("; ")
+    }
+}
+
+#[tokio::test]
+async fn no_hot_query_scans_a_table_or_sorts() {
+    let plan_of = query_plans().await;
+    let check = |sql: &str| {
+        let plan = plan_of(sql);
         assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{sql}: {plan}");
     };
     check(

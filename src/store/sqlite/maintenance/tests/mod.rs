@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub(super) use super::super::tests::{
-    BEGIN_MS, DAY_MS, accept, check_totals, event, hook, outcome, record, register, sub, tally,
+    BEGIN_MS, DAY_MS, accept, check_totals, event, hook, outcome, query_plans, record, register, sub, tally,
 };
 
 /// Lets the writer work until something is so.

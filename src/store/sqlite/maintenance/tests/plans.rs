@@ -7,16 +7,9 @@ use super::{
 
 #[tokio::test]
 async fn no_question_of_upkeep_scans_a_table_or_sorts() {
-    let place = Place::new();
-    let (store, _news) = place.open();
-    store.close().await.unwrap();
-    drop(store);
-    let database = place.database();
+    let plan_of = query_plans().await;
     let check = |sql: &str| {
-        let mut explain = database.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let parameters = rusqlite::params_from_iter((0..explain.parameter_count()).map(|_| 1));
-        let plan: Vec<String> = explain.query_map(parameters, |row| row.get(3)).unwrap().map(Result::unwrap).collect();
-        let plan = plan.join("; ").replace("SCAN CONSTANT ROW", "");
+        let plan = plan_of(sql).replace("SCAN CONSTANT ROW", "");
         let is_good = !plan.contains("TEMP B-TREE") && !plan.contains("SCAN");
         assert!(is_good, "{sql}: {plan}");
         plan
