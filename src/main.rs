@@ -11,6 +11,11 @@ use posthorn::{
     runtime::{clock, logging, shutdown, tls},
 };
 
+/// What one thread allocates another one frees, at every event; the system's
+/// allocators take locks for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(version, about)]
 struct Arguments {

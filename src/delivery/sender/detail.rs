@@ -30,7 +30,6 @@ const SECRET_BYTES_MIN: usize = 4;
 const HEAD_BYTES_USUAL: usize = 1024;
 
 /// The text of an attempt, begun with its request and ended with its answer.
-/// Made before the request goes out, so that nothing of it has to be copied.
 pub(super) struct Head(String);
 
 impl Head {

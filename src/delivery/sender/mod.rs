@@ -35,6 +35,7 @@ mod prepared;
 mod recent;
 mod request;
 pub mod run_dir;
+mod sampling;
 pub mod secret_cache;
 pub mod secret_state;
 
@@ -59,6 +60,7 @@ use self::{
     prepared::{Prepared, Target},
     recent::Recent,
     request::Composer,
+    sampling::{OF_POD, OF_WEBHOOK, Taken},
 };
 pub use self::{run_dir::RunDir, secret_cache::SecretCache, secret_state::Pace};
 use crate::{
@@ -93,6 +95,9 @@ struct Inner {
     composer: Composer,
     /// By UID of the Webhook.
     prepared: Mutex<Recent<Arc<str>, Arc<Prepared>>>,
+    /// Since when successes are counted whose detail is kept.
+    begin: Instant,
+    sampled: Taken,
 }
 
 impl Sender {
@@ -107,7 +112,8 @@ impl Sender {
     ) -> Self {
         let prepared = Mutex::new(Recent::new(PREPARED_MAX));
         let composer = Composer::new(origin);
-        Self(Arc::new(Inner { clients, services, secrets, fingerprint, composer, prepared }))
+        let (begin, sampled) = (Instant::now(), Taken::default());
+        Self(Arc::new(Inner { clients, services, secrets, fingerprint, composer, prepared, begin, sampled }))
     }
 }
 
@@ -204,19 +210,26 @@ impl Inner {
             Ok(composed) => composed,
             Err(not_made) => return told(not_made),
         };
-        let head = Head::new(destination, &composed.request.headers);
+        // Made before the request goes out, so that nothing of it has to be copied.
+        let head = self.samples(prepared).then(|| Head::new(destination, &composed.request.headers));
         let budgets = Budgets { total: left, body_bytes_max: ANSWER_BODY_BYTES_MAX };
         let answer = prepared.client.send(destination, composed.request, budgets).await;
+        if let Ok(answer) = &answer
+            && answer.status.is_success()
+            && head.is_none()
+        {
+            return (ended(answer), None);
+        }
+        let head = head.unwrap_or_else(|| self.head_again(job, prepared, destination, shape, at));
         match answer {
             Ok(answer) => {
                 if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                     self.secrets.distrust(&job.webhook);
                 }
-                let end = AttemptEnd::Answered { code: answer.status.as_u16(), retry_after: retry_after(&answer) };
                 let masks = prepared.masks.iter().map(SecretString::expose);
                 let secrets: Vec<&str> =
                     masks.chain(composed.signatures.iter().flat_map(|s| request::signatures_in(s))).collect();
-                (end, Some(head.answered(&answer, &secrets)))
+                (ended(&answer), Some(head.answered(&answer, &secrets)))
             }
             Err(error) => {
                 if matches!(error.failure(), Failure::NotAllowed | Failure::Internal)
@@ -230,10 +243,35 @@ impl Inner {
         }
     }
 
+    /// Whether the detail of the next success is kept.
+    fn samples(&self, prepared: &Prepared) -> bool {
+        let now_us = i64::try_from(self.begin.elapsed().as_micros()).unwrap_or(i64::MAX);
+        prepared.sampled.take(OF_WEBHOOK, now_us) && self.sampled.take(OF_POD, now_us)
+    }
+
+    /// The request of a failure that would not have been kept as a success: made
+    /// of the same at the same time, it has the same headers.
+    fn head_again(
+        &self,
+        job: &AttemptJob,
+        prepared: &Prepared,
+        destination: &Destination,
+        shape: Shape,
+        at: Timestamp,
+    ) -> Head {
+        let composed = self.composer.compose(&job.webhook, prepared, &job.event, shape, at);
+        let headers = composed.map(|composed| composed.request.headers).unwrap_or_default();
+        Head::new(destination, &headers)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Recent<Arc<str>, Arc<Prepared>>> {
         // A panic elsewhere leaves the map whole: every change is one operation.
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn ended(answer: &EgressAnswer) -> AttemptEnd {
+    AttemptEnd::Answered { code: answer.status.as_u16(), retry_after: retry_after(answer) }
 }
 
 fn retry_after(answer: &EgressAnswer) -> Option<Duration> {

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::{
     failure::{NotMade, not_allowed},
     gate::hold,
+    sampling::Taken,
     secret_state::is_signed,
 };
 use crate::{
@@ -42,6 +43,8 @@ pub(super) struct Prepared {
     pub(super) masks: Vec<SecretString>,
     /// The operator's log was told why nothing can be dialed.
     pub(super) has_told: AtomicBool,
+    /// Successes whose detail was kept.
+    pub(super) sampled: Taken,
 }
 
 /// Where requests go.
@@ -75,7 +78,8 @@ impl Prepared {
         let headers = headers(webhook, &material)?;
         let masks = masks(webhook, &material, &path);
         let (webhook, clients) = (Arc::clone(webhook), Arc::clone(clients));
-        Ok(Self { webhook, clients, material, client, target, headers, masks, has_told: AtomicBool::default() })
+        let (has_told, sampled) = (AtomicBool::default(), Taken::default());
+        Ok(Self { webhook, clients, material, client, target, headers, masks, has_told, sampled })
     }
 
     /// Whether it was made of these.

@@ -7,7 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, types::FromSql};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, config::DbConfig, types::FromSql,
+};
 
 use super::{
     metrics::StoreMetrics,
@@ -195,6 +197,9 @@ impl Database {
         db.pragma_update(None, "cache_size", -i64::from(WRITER_CACHE_KIB))?;
         db.pragma_update(None, "mmap_size", 0)?;
         db.pragma_update(None, "temp_store", "memory")?;
+        // Otherwise a value that is compared with a partial index' condition has
+        // its statement compiled anew at each execution.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
         Ok(db)
     }

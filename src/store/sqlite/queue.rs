@@ -25,6 +25,10 @@ const TRANSACTION_BYTES_MAX: usize = 4 * 1024 * 1024;
 const TRANSACTION_BATCHES_MAX: usize = 1024;
 /// How long outcomes wait for an accept whose sync they can share.
 const OUTCOMES_WAIT: Duration = Duration::from_millis(10);
+/// Time between the begins of two transactions of batches at least: one that
+/// comes after a pause is not held up, and under load as many publishers share a
+/// sync and the pages that every transaction writes.
+const BATCHES_EVERY: Duration = Duration::from_millis(2);
 /// When a publisher shall try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Bytes that an event takes beside its data, roughly.
@@ -104,6 +108,13 @@ struct Waiting {
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     wake: Condvar,
+}
+
+/// How the one writer takes what waits.
+#[derive(Default)]
+pub(super) struct Taking {
+    /// When batches were taken last.
+    batches_at: Option<Instant>,
 }
 
 impl Queue {
@@ -195,14 +206,24 @@ impl Queue {
     }
 
     /// Takes what waits; nothing if nothing comes within `patience`.
-    pub(super) fn take(&self, patience: Duration) -> Work {
+    pub(super) fn take(&self, taking: &mut Taking, patience: Duration) -> Work {
         let mut waiting = self.lock();
         let begin = clock::monotonic();
         loop {
-            if waiting.is_urgent() {
-                return waiting.take();
-            }
             let now = clock::monotonic();
+            if waiting.is_urgent() {
+                let pause = if waiting.has_only_batches() { taking.pause(now) } else { Duration::ZERO };
+                if pause.is_zero() {
+                    taking.batches_at = (!waiting.batches.is_empty()).then_some(now).or(taking.batches_at);
+                    return waiting.take();
+                }
+                // Asleep without the lock and out of reach of `wake`: whoever comes
+                // meanwhile wakes nobody.
+                drop(waiting);
+                std::thread::sleep(pause);
+                waiting = self.lock();
+                continue;
+            }
             let patience_left = patience.saturating_sub(now.saturating_duration_since(begin));
             let left = match waiting.outcomes_since {
                 Some(since) => OUTCOMES_WAIT.saturating_sub(now.saturating_duration_since(since)).min(patience_left),
@@ -242,7 +263,25 @@ impl Queue {
     }
 }
 
+impl Taking {
+    /// How long the next batches wait for others to go with.
+    fn pause(&self, now: Instant) -> Duration {
+        let since = self.batches_at.map(|at| now.saturating_duration_since(at));
+        since.map_or(Duration::ZERO, |since| BATCHES_EVERY.saturating_sub(since))
+    }
+}
+
 impl Waiting {
+    /// Whether nobody but publishers waits, and for no full transaction.
+    fn has_only_batches(&self) -> bool {
+        self.commands.is_empty()
+            && self.limits.is_none()
+            && self.close.is_none()
+            && !self.is_abandoned
+            && self.batches.len() < TRANSACTION_BATCHES_MAX
+            && self.batch_bytes < TRANSACTION_BYTES_MAX
+    }
+
     fn refusal(&self) -> Option<StoreError> {
         match &self.ended {
             Some(error) => Some(error.clone()),

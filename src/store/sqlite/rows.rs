@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Result, Row, types::ValueRef};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::effects::BUCKET_SHIFT;
@@ -87,25 +88,39 @@ impl Epochs {
     }
 }
 
+/// What of an event's head has no column of its own.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HeadText<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schema: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    extensions: &'a [(Box<str>, Box<str>)],
+}
+
 /// `head` of an event's row; none if there is nothing in it.
 pub(super) fn head_text(head: &EventHead) -> Option<String> {
-    let mut map = serde_json::Map::new();
-    let mut put = |name: &str, value: Option<&str>| {
-        if let Some(value) = value {
-            map.insert(name.to_owned(), value.into());
-        }
+    let text = HeadText {
+        id: head.given_id.as_deref(),
+        subject: head.subject.as_deref(),
+        time: head.time.map(|time| time.to_string()),
+        content_type: head.content_type.as_deref(),
+        schema: head.data_schema.as_deref(),
+        key: head.key.as_deref(),
+        extensions: &head.extensions,
     };
-    put("id", head.given_id.as_deref());
-    put("subject", head.subject.as_deref());
-    put("time", head.time.map(|time| time.to_string()).as_deref());
-    put("contentType", head.content_type.as_deref());
-    put("schema", head.data_schema.as_deref());
-    put("key", head.key.as_deref());
-    if !head.extensions.is_empty() {
-        let pairs = head.extensions.iter().map(|(name, value)| serde_json::json!([name, value])).collect();
-        map.insert("extensions".to_owned(), serde_json::Value::Array(pairs));
-    }
-    (!map.is_empty()).then(|| serde_json::Value::Object(map).to_string())
+    // Texts and pairs of them: nothing of it can fail.
+    serde_json::to_string(&text).ok().filter(|text| text != "{}")
 }
 
 /// [`EventHead`] from its row; none if the text makes no sense.

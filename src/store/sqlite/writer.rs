@@ -31,7 +31,7 @@ use super::{
     metrics::StoreMetrics,
     open::set_meta,
     outcomes::{Record, Successes},
-    queue::{Batch, Command, Queue, Reply, Work, closed},
+    queue::{Batch, Command, Queue, Reply, Taking, Work, closed},
     register::{self, Registrar},
     rows::{self, Epochs},
     space::{Room, Usage},
@@ -152,8 +152,9 @@ impl Writer {
     /// Works until the end of the store.
     pub(super) fn run(mut self) {
         let _end = End(self.shared.clone());
+        let mut taking = Taking::default();
         loop {
-            let mut work = self.shared.queue.take(self.patience());
+            let mut work = self.shared.queue.take(&mut taking, self.patience());
             if work.is_abandoned {
                 return;
             }
