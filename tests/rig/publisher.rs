@@ -38,6 +38,8 @@ pub struct Plan {
     pub retries: bool,
     /// Each request is signed as Standard Webhooks says, in place of a delivery pod.
     pub signs: bool,
+    /// Whether another request may be sent after so many events; none: always.
+    pub may_send: Option<Arc<dyn Fn(u64) -> bool + Send + Sync>>,
 }
 
 impl Plan {
@@ -55,6 +57,7 @@ impl Plan {
             keep_ids: false,
             retries: false,
             signs: false,
+            may_send: None,
         }
     }
 }
@@ -125,6 +128,10 @@ async fn connection(plan: &Plan, pace: Pace, start: Instant, began: Instant, out
     let mut buffer = Vec::with_capacity(16 * 1024);
     let filler = "x".repeat(plan.data_bytes.saturating_sub(40));
     while !outcome.stop.load(Ordering::Relaxed) {
+        if plan.may_send.as_ref().is_some_and(|may_send| !may_send(outcome.next.load(Ordering::Relaxed))) {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+            continue;
+        }
         let first = outcome.next.fetch_add(plan.batch as u64, Ordering::Relaxed);
         let due = match pace {
             Pace::Closed => Instant::now(),

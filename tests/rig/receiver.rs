@@ -103,6 +103,12 @@ impl Receiver {
         self.inner.received.load(Ordering::Relaxed)
     }
 
+    /// Counts as [`Self::answered_ok`], from anywhere.
+    pub fn counter(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let inner = Arc::clone(&self.inner);
+        move || inner.answered_ok.load(Ordering::Relaxed)
+    }
+
     pub fn answered_ok(&self) -> u64 {
         self.inner.answered_ok.load(Ordering::Relaxed)
     }

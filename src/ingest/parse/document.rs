@@ -63,11 +63,14 @@ fn check_depth(text: &[u8]) -> Result<(), Fault> {
 /// Where the string ends that begins at `at`: at its closing quote.
 fn end_of_string(text: &[u8], mut at: usize) -> usize {
     loop {
-        match text.get(at) {
-            None | Some(b'"') => return at,
-            Some(b'\\') => at += 2,
-            Some(_) => at += 1,
+        let Some(next) = text.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) else {
+            return text.len();
+        };
+        at += next;
+        if text.get(at) == Some(&b'"') {
+            return at;
         }
+        at += 2;
     }
 }
 

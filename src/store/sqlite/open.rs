@@ -180,7 +180,7 @@ impl Database {
         )?;
         db.pragma_update(None, "cache_size", -i64::from(READER_CACHE_KIB))?;
         db.pragma_update(None, "mmap_size", 0)?;
-        db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+        keep_plans(&db)?;
         Ok(db)
     }
 
@@ -197,12 +197,18 @@ impl Database {
         db.pragma_update(None, "cache_size", -i64::from(WRITER_CACHE_KIB))?;
         db.pragma_update(None, "mmap_size", 0)?;
         db.pragma_update(None, "temp_store", "memory")?;
-        // Otherwise a value that is compared with a partial index' condition has
-        // its statement compiled anew at each execution.
-        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-        db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+        keep_plans(&db)?;
         Ok(db)
     }
+}
+
+/// Compiles each statement once. Without the second setting (query planner
+/// stability guarantee) SQLite compiles one anew whenever a value is bound that
+/// it compared with the condition of a partial index.
+fn keep_plans(db: &Connection) -> rusqlite::Result<()> {
+    db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
 }
 
 /// Locks, recovers, checks whose it is, brings the schema up to date.

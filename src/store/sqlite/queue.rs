@@ -25,10 +25,9 @@ const TRANSACTION_BYTES_MAX: usize = 4 * 1024 * 1024;
 const TRANSACTION_BATCHES_MAX: usize = 1024;
 /// How long outcomes wait for an accept whose sync they can share.
 const OUTCOMES_WAIT: Duration = Duration::from_millis(10);
-/// Time between the begins of two transactions of batches at least: one that
-/// comes after a pause is not held up, and under load as many publishers share a
-/// sync and the pages that every transaction writes.
-const BATCHES_EVERY: Duration = Duration::from_millis(2);
+/// How long batches wait at most for others to share a transaction with: its sync
+/// and the pages that it writes whatever is in it.
+const BATCHES_WAIT_MAX: Duration = Duration::from_millis(5);
 /// When a publisher shall try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Bytes that an event takes beside its data, roughly.
@@ -110,11 +109,14 @@ pub(super) struct Queue {
     wake: Condvar,
 }
 
-/// How the one writer takes what waits.
+/// How the one writer takes what waits: after a transaction of batches it rests
+/// as long as that took, so that the dearer transactions are (a slow disk, many
+/// Webhooks), the more share one. After a pause nobody waits.
 #[derive(Default)]
 pub(super) struct Taking {
-    /// When batches were taken last.
+    /// When batches were taken, if they were the last thing.
     batches_at: Option<Instant>,
+    rests_until: Option<Instant>,
 }
 
 impl Queue {
@@ -207,14 +209,15 @@ impl Queue {
 
     /// Takes what waits; nothing if nothing comes within `patience`.
     pub(super) fn take(&self, taking: &mut Taking, patience: Duration) -> Work {
-        let mut waiting = self.lock();
         let begin = clock::monotonic();
+        taking.rest(begin);
+        let mut waiting = self.lock();
         loop {
             let now = clock::monotonic();
             if waiting.is_urgent() {
                 let pause = if waiting.has_only_batches() { taking.pause(now) } else { Duration::ZERO };
                 if pause.is_zero() {
-                    taking.batches_at = (!waiting.batches.is_empty()).then_some(now).or(taking.batches_at);
+                    taking.batches_at = (!waiting.batches.is_empty()).then_some(now);
                     return waiting.take();
                 }
                 // Asleep without the lock and out of reach of `wake`: whoever comes
@@ -264,10 +267,15 @@ impl Queue {
 }
 
 impl Taking {
+    /// The last transaction is over.
+    fn rest(&mut self, now: Instant) {
+        let took = self.batches_at.take().map(|at| now.saturating_duration_since(at));
+        self.rests_until = took.map(|took| now + took.min(BATCHES_WAIT_MAX));
+    }
+
     /// How long the next batches wait for others to go with.
     fn pause(&self, now: Instant) -> Duration {
-        let since = self.batches_at.map(|at| now.saturating_duration_since(at));
-        since.map_or(Duration::ZERO, |since| BATCHES_EVERY.saturating_sub(since))
+        self.rests_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }
 }
 
