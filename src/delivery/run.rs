@@ -2,7 +2,7 @@
 
 use std::{env, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use kube::Client;
+use kube::{Client, Config, config::InferConfigError};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -42,6 +42,7 @@ use crate::{
         connections::{ServerOptions, Transport, serve_router},
         health::{ComponentHealth, Health},
         metrics::MetricsRegistry,
+        reachability::Reachability,
         server, tls, tls_files,
     },
     store::{
@@ -57,6 +58,8 @@ pub const INTERNAL_CONNECTIONS_MAX: usize = 512;
 /// handed back after it. With the rest of the shutdown less than the grace
 /// period of the pod.
 pub const GRACE: Duration = Duration::from_secs(20);
+/// Time for a connection to the API server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the API server to list everything before the pod is ready with what
 /// its store remembers: it may know better, and mostly it is there.
 const LISTING_PATIENCE: Duration = Duration::from_secs(2);
@@ -69,6 +72,9 @@ const OWN_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// No way to the API server.
+    #[error("cannot find out how to reach the API server: run inside a cluster or set KUBECONFIG")]
+    Config(#[source] Box<InferConfigError>),
+    /// The way cannot be used.
     #[error("the configuration of the Kubernetes client cannot be used")]
     Client(#[source] Box<kube::Error>),
     /// A port is taken, or the address is not ours.
@@ -99,6 +105,7 @@ struct Base {
     index: Arc<SharedIndex>,
     instance: String,
     pool: watch::Receiver<PoolView>,
+    api_server: Reachability,
     clients: watch::Receiver<Option<Arc<Clients>>>,
     key: watch::Receiver<Option<FingerprintKey>>,
     run_dir: Option<Arc<RunDir>>,
@@ -125,7 +132,7 @@ struct Base {
 /// [`RunError`]: the pod cannot start, or its store failed.
 pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> Result<(), RunError> {
     tls::install_provider();
-    let client = Client::try_default().await.map_err(|error| RunError::Client(Box::new(error)))?;
+    let client = connect().await?;
     let internal = listen(arguments.internal_listen).await?;
     let health_listener = listen(arguments.health_listen).await?;
     let publishers = listen(arguments.ingest_listen).await?;
@@ -148,11 +155,13 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
 
     let (pool_sender, pool) = watch::channel(kept_pool::read(&arguments.run_dir));
     let (clients_sender, clients) = watch::channel(None);
+    let api_server = Reachability::default();
     let watches = Watches {
         client: client.clone(),
         pool: arguments.pool.clone(),
         index: Arc::clone(&index),
         errors: metrics.watch_errors.clone(),
+        api_server: api_server.clone(),
     };
     let source = ClientSource {
         cluster: cluster_networks(&arguments),
@@ -172,6 +181,7 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
         index,
         instance,
         pool,
+        api_server,
         clients,
         key,
         run_dir,
@@ -313,6 +323,7 @@ impl Base {
                 Arc::new(KubeTokenReviewer::new(self.client.clone())),
                 Arc::new(KubeAuthorizer::new(self.client.clone())),
                 own_issuer,
+                self.api_server.clone(),
             ),
             settings,
             metrics: self.ingest_metrics.clone(),
@@ -340,6 +351,15 @@ impl Base {
         served.spawn(serve_router(internal, router, options, self.shutdown.clone()));
         served
     }
+}
+
+/// The way to the API server. Without retries of the client's own: it would hide a
+/// 503 for minutes, and look again later than whoever asked, who knows better.
+async fn connect() -> Result<Client, RunError> {
+    let mut config = Config::infer().await.map_err(|error| RunError::Config(Box::new(error)))?;
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config).map_err(|error| RunError::Client(Box::new(error)))
 }
 
 /// A task that panicked is a defect; the process ends with an error and starts anew.
