@@ -54,6 +54,50 @@ toolchains() {
   need go "install Go 1.26 or later"
 }
 
+# own_workplace: a folder WORKPLACE for tests that mount file systems. What they
+# leave there, because a signal ended them, goes with the script, however it ends;
+# nothing else does. Run them by `interruptible` with TMPDIR in it.
+own_workplace() {
+  WORKPLACE=$(mktemp -d "${TMPDIR:-/tmp}/posthorn-faults.XXXXXX")
+  trap "${ON_EXIT:-leave_workplace}" EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+}
+
+# interruptible COMMAND…: in a process group of its own, which a signal to this
+# script ends at once. The shell would else wait for the command first.
+interruptible() {
+  local code=0
+  set -m
+  "$@" &
+  INTERRUPTIBLE=$!
+  set +m
+  wait "$INTERRUPTIBLE" || code=$?
+  INTERRUPTIBLE=
+  return "$code"
+}
+
+# Ends what still runs, with all that it started, then gives back the mounts and
+# loop devices of the folder. May be called any number of times.
+leave_workplace() {
+  local place=${WORKPLACE:-} mount device try
+  if [ -n "${INTERRUPTIBLE:-}" ]; then
+    # All of the group, and until it is gone: a mount that has begun ends first.
+    for try in {1..100}; do
+      kill -KILL -- "-$INTERRUPTIBLE" 2>/dev/null || break
+      sleep 0.1
+    done
+    wait "$INTERRUPTIBLE" 2>/dev/null || true
+    INTERRUPTIBLE=
+  fi
+  [ -n "$place" ] && [ -d "$place" ] || return 0
+  findmnt --raw --noheadings --output TARGET | awk -v place="$place/" 'index($0, place) == 1' | sort -r |
+    while read -r mount; do umount "$mount" 2>/dev/null || umount --lazy "$mount" || true; done
+  losetup --raw --noheadings --output NAME,BACK-FILE | awk -v place=" $place/" 'index($0, place) {print $1}' |
+    while read -r device; do losetup --detach "$device" || true; done
+  rm -rf --one-file-system "$place"
+}
+
 # The binary that is the whole test cluster: Kubernetes, etcd, Helm, CoreDNS.
 cluster_binary() {
   "$REPOSITORY/tests/cluster/build.sh"
@@ -82,7 +126,8 @@ own_cluster() {
     die "the demo is up in this cluster and would be changed: run make demo-down first"
   fi
   archive=$(image_archive)
-  trap leave_cluster EXIT
+  # A script with more to give back names who does it all.
+  trap "${ON_EXIT:-leave_cluster}" EXIT
   step "Bringing the cluster up" write_cluster_state
   while IFS='=' read -r name value; do export "$name=$value"; done <"$CLUSTER_STATE"
   step "Loading the image into the cluster" "$REPOSITORY/scripts/cluster.sh" load "$archive"

@@ -12,7 +12,8 @@ apt_need strace strace
 apt_need mkfs.ext4 e2fsprogs
 apt_need losetup mount
 apt_need xfs_io xfsprogs
-step "Faults below the store (short forms)" cargo test --quiet --locked --test faults
+own_workplace
+step "Faults below the store (short forms)" interruptible env TMPDIR="$WORKPLACE" cargo test --quiet --locked --test faults
 apt_need faketime faketime
 step "Fault tests of the delivery pod" cargo test --quiet --locked --test pod -- --test-threads 4
 schemathesis=$(scripts/schemathesis.sh)

@@ -12,7 +12,7 @@ use super::{
     memory::{Away, Memory, Question},
     review::{Caller, TokenReviewer},
 };
-use crate::runtime::secret::SecretString;
+use crate::runtime::{reachability::Reachability, secret::SecretString};
 
 /// Reviews of tokens under way at a time; the rest waits.
 pub const REVIEWS_MAX: usize = 8;
@@ -34,8 +34,13 @@ pub(super) struct Authenticator {
 
 impl Authenticator {
     /// Remembers so many tokens.
-    pub(super) fn new(reviewer: Arc<dyn TokenReviewer>, audience: &'static str, entries_max: usize) -> Self {
-        Self { reviewer, audience, memory: Memory::new(entries_max, REVIEWS_MAX) }
+    pub(super) fn new(
+        reviewer: Arc<dyn TokenReviewer>,
+        audience: &'static str,
+        entries_max: usize,
+        api_server: Reachability,
+    ) -> Self {
+        Self { reviewer, audience, memory: Memory::new(entries_max, REVIEWS_MAX, api_server) }
     }
 
     /// Who brings this token. `screen` may refuse it by its claims, before the

@@ -17,9 +17,13 @@ use super::{
     cache::{Cache, Key, Lookup, Verdict},
     review::ReviewError,
 };
+use crate::runtime::reachability::Reachability;
 
 /// Time for a review, with the wait for its turn.
 pub const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time that a caller waits for a review while the API server is known to be away;
+/// the review itself goes on, and tells when it is back.
+pub const AWAY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Nobody can be asked, and nothing holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +41,13 @@ pub(super) struct Question<V> {
 pub(super) struct Memory<V> {
     cache: Mutex<Cache<V, Reviewing<V>>>,
     turns: Semaphore,
+    api_server: Reachability,
 }
 
 impl<V: Clone + Send + Sync + 'static> Memory<V> {
     /// Remembers so many verdicts and asks so many questions at a time.
-    pub(super) fn new(entries_max: usize, reviews_max: usize) -> Arc<Self> {
-        Arc::new(Self { cache: Mutex::new(Cache::new(entries_max)), turns: Semaphore::new(reviews_max) })
+    pub(super) fn new(entries_max: usize, reviews_max: usize, api_server: Reachability) -> Arc<Self> {
+        Arc::new(Self { cache: Mutex::new(Cache::new(entries_max)), turns: Semaphore::new(reviews_max), api_server })
     }
 
     /// The verdict on `key`.
@@ -74,12 +79,23 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
             }
             Lookup::Undecided => {
                 let review = self.start(key, now, question()?);
-                Ok(match review.await {
+                let reviewed = if self.is_away() {
+                    timeout(AWAY_PATIENCE, review).await.unwrap_or(Err(Away))
+                } else {
+                    review.await
+                };
+                Ok(match reviewed {
                     Ok(verdict) => Ok(verdict),
                     Err(Away) => self.cache().graced(&key, grace, now).map(Verdict::Yes).ok_or(Away),
                 })
             }
         }
+    }
+
+    /// The watches know of a server that refuses before anybody was reviewed, the
+    /// last review of one that hangs.
+    fn is_away(&self) -> bool {
+        self.api_server.is_away() || self.cache().is_away()
     }
 
     /// Joins the review of this key, or begins one. It ends even if nobody waits

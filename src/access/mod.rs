@@ -24,7 +24,7 @@ use k8s_openapi::jiff::Timestamp;
 pub use authenticate::REVIEWS_MAX;
 pub use cache::{NEGATIVE_TTL, POSITIVE_TTL, REFRESH_AFTER};
 pub use claims::{TOKEN_BYTES_MAX, issuer};
-pub use memory::REVIEW_TIMEOUT;
+pub use memory::{AWAY_PATIENCE, REVIEW_TIMEOUT};
 pub use review::{
     Authorizer, Caller, KubeAuthorizer, KubeTokenReviewer, PublishRight, Review, ReviewError, TokenReviewer,
 };
@@ -33,7 +33,7 @@ use authenticate::Authenticator;
 use claims::Screened;
 
 use crate::{
-    runtime::{problem::Problem, secret::SecretString},
+    runtime::{problem::Problem, reachability::Reachability, secret::SecretString},
     wire::INTERNAL_AUDIENCE,
 };
 
@@ -122,7 +122,8 @@ impl Access {
     /// Lets in these ServiceAccounts.
     pub fn new(reviewer: Arc<dyn TokenReviewer>, allowed: &[ServiceAccount]) -> Self {
         let allowed = allowed.iter().map(ServiceAccount::username).collect();
-        let tokens = Authenticator::new(reviewer, INTERNAL_AUDIENCE, ENTRIES_MAX);
+        // The one caller has its own time-out, and grace.
+        let tokens = Authenticator::new(reviewer, INTERNAL_AUDIENCE, ENTRIES_MAX, Reachability::default());
         Self { inner: Arc::new(Inner { tokens, allowed }) }
     }
 

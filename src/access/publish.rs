@@ -20,7 +20,7 @@ use super::{
     memory::{Away, Memory, Question},
     review::{Authorizer, PublishRight, TokenReviewer},
 };
-use crate::wire::PUBLISH_AUDIENCE;
+use crate::{runtime::reachability::Reachability, wire::PUBLISH_AUDIENCE};
 
 /// Tokens of publishers that are remembered at most.
 pub const TOKENS_MAX: usize = 4_096;
@@ -60,9 +60,16 @@ impl Publisher {
 impl PublishAccess {
     /// `own_issuer` is that of the pod's own token ([`super::issuer`]): tokens of
     /// others are hardly ever reviewed. Without it, all are.
-    pub fn new(reviewer: Arc<dyn TokenReviewer>, authorizer: Arc<dyn Authorizer>, own_issuer: Option<String>) -> Self {
-        let tokens = Authenticator::new(reviewer, PUBLISH_AUDIENCE, TOKENS_MAX);
-        let rights = Memory::new(RIGHTS_MAX, RIGHT_REVIEWS_MAX);
+    /// While `api_server` is away, callers that are not known wait for
+    /// [`AWAY_PATIENCE`](super::AWAY_PATIENCE) at most.
+    pub fn new(
+        reviewer: Arc<dyn TokenReviewer>,
+        authorizer: Arc<dyn Authorizer>,
+        own_issuer: Option<String>,
+        api_server: Reachability,
+    ) -> Self {
+        let tokens = Authenticator::new(reviewer, PUBLISH_AUDIENCE, TOKENS_MAX, api_server.clone());
+        let rights = Memory::new(RIGHTS_MAX, RIGHT_REVIEWS_MAX, api_server);
         let issuers = Mutex::new(Issuers { known: own_issuer.into_iter().collect(), tried: None });
         Self { inner: Arc::new(Inner { tokens, authorizer, rights, issuers }) }
     }

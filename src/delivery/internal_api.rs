@@ -16,7 +16,10 @@ use axum::{
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -31,7 +34,7 @@ use crate::{
     wire::{
         COUNTERS_PATH, DELIVERIES_PATH, INDEX_PATH, PROBE_PATH,
         deliveries::{DeliveriesPage, DeliveriesQuery},
-        index_feed::{Counters, FeedPage, FeedQuery, POLL_SECONDS_MAX},
+        index_feed::{Counters, FeedPage, FeedQuery, POLL_SECONDS_MAX, StoreProblem},
         probe::{PROBE_REQUEST_BYTES_MAX, ProbeOutcome, ProbeRequest, ProbeResponse},
     },
 };
@@ -52,6 +55,19 @@ pub trait DeliveriesSource: Send + Sync + 'static {
     fn store_id(&self) -> String;
 }
 
+/// What is known of the store of this pod. The API is served before the store is
+/// open: else nobody but the log would tell why it is not.
+#[derive(Clone, Default)]
+pub enum StoreState {
+    /// It is being opened.
+    #[default]
+    Opening,
+    /// The pod does not open what it found, until an admin helps.
+    Refused(StoreProblem),
+    /// It is open.
+    Open(Arc<dyn DeliveriesSource>),
+}
+
 /// What the API works with. Cheap to clone.
 #[derive(Clone)]
 pub struct InternalApi {
@@ -61,7 +77,7 @@ pub struct InternalApi {
     slots: ProbeSlots,
     metrics: DeliveryMetrics,
     shutdown: CancellationToken,
-    maybe_deliveries: Option<Arc<dyn DeliveriesSource>>,
+    store: watch::Receiver<StoreState>,
 }
 
 impl InternalApi {
@@ -78,14 +94,15 @@ impl InternalApi {
         metrics: DeliveryMetrics,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { access, index, prober, slots: ProbeSlots::default(), metrics, shutdown, maybe_deliveries: None }
+        let (_, store) = watch::channel(StoreState::Opening);
+        Self { access, index, prober, slots: ProbeSlots::default(), metrics, shutdown, store }
     }
 
-    /// The same API that tells of Deliveries and of the store. Without it, the
-    /// route of Deliveries answers 503.
+    /// The same API that tells of the store and, once it is open, of Deliveries.
+    /// Before that, the route of Deliveries answers 503.
     #[must_use]
-    pub fn with_deliveries(self, source: Arc<dyn DeliveriesSource>) -> Self {
-        Self { maybe_deliveries: Some(source), ..self }
+    pub fn with_store(self, store: watch::Receiver<StoreState>) -> Self {
+        Self { store, ..self }
     }
 
     /// The routes.
@@ -208,15 +225,22 @@ async fn deliveries(
     let Query(query) = query.map_err(|_| {
         Problem::new(StatusCode::BAD_REQUEST, "the query has other parts than instance and a number after")
     })?;
-    let source = api.maybe_deliveries.ok_or_else(|| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the store of this pod is not open; see its log")
-    })?;
+    let StoreState::Open(source) = api.store.borrow().clone() else {
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the store of this pod is not open; its counters and its log say why",
+        ));
+    };
     Ok(Json(source.page(&query)))
 }
 
 async fn counters(State(api): State<InternalApi>) -> Json<Counters> {
     let probes = api.metrics.probes_total.get();
-    let store_id = api.maybe_deliveries.as_ref().map(|source| source.store_id());
+    let (store_id, store_problem) = match &*api.store.borrow() {
+        StoreState::Opening => (None, None),
+        StoreState::Refused(problem) => (None, Some(problem.clone())),
+        StoreState::Open(source) => (Some(source.store_id()), None),
+    };
     Json(api.index.read(|index| {
         let counts = index.counts();
         Counters {
@@ -226,6 +250,7 @@ async fn counters(State(api): State<InternalApi>) -> Json<Counters> {
             subscriptions: counts.subscriptions,
             probes,
             store_id,
+            store_problem,
         }
     }))
 }

@@ -2,7 +2,7 @@
 
 use std::{env, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use kube::Client;
+use kube::{Client, Config, config::InferConfigError};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -18,14 +18,14 @@ use super::{
     directory::Directory,
     egress_policy::{self, ClientSource},
     hooks::PodHooks,
-    internal_api::InternalApi,
+    internal_api::{InternalApi, StoreState},
     kept_pool, limits,
     metrics::DeliveryMetrics,
     probe::Prober,
     registrar::Registrar,
     replay::ReplayRunner,
     sender::{Pace, RunDir, SecretCache, Sender, fingerprint_key},
-    store_folder::{self, OpenStore, StoreCounts},
+    store_folder::{self, OpenStore, StoreCounts, Waiting},
 };
 use crate::{
     access::{self, Access, KubeAuthorizer, KubeTokenReviewer, publish::PublishAccess},
@@ -42,6 +42,7 @@ use crate::{
         connections::{ServerOptions, Transport, serve_router},
         health::{ComponentHealth, Health},
         metrics::MetricsRegistry,
+        reachability::Reachability,
         server, tls, tls_files,
     },
     store::{
@@ -57,6 +58,8 @@ pub const INTERNAL_CONNECTIONS_MAX: usize = 512;
 /// handed back after it. With the rest of the shutdown less than the grace
 /// period of the pod.
 pub const GRACE: Duration = Duration::from_secs(20);
+/// Time for a connection to the API server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the API server to list everything before the pod is ready with what
 /// its store remembers: it may know better, and mostly it is there.
 const LISTING_PATIENCE: Duration = Duration::from_secs(2);
@@ -69,6 +72,9 @@ const OWN_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// No way to the API server.
+    #[error("cannot find out how to reach the API server: run inside a cluster or set KUBECONFIG")]
+    Config(#[source] Box<InferConfigError>),
+    /// The way cannot be used.
     #[error("the configuration of the Kubernetes client cannot be used")]
     Client(#[source] Box<kube::Error>),
     /// A port is taken, or the address is not ours.
@@ -99,6 +105,7 @@ struct Base {
     index: Arc<SharedIndex>,
     instance: String,
     pool: watch::Receiver<PoolView>,
+    api_server: Reachability,
     clients: watch::Receiver<Option<Arc<Clients>>>,
     key: watch::Receiver<Option<FingerprintKey>>,
     run_dir: Option<Arc<RunDir>>,
@@ -115,8 +122,9 @@ struct Base {
 ///
 /// # Flow
 /// Bind every port → watch the API server, the certificate, the keys and the
-/// pool's rules → open the store → register what the store and the API server
-/// know → deliver, take events in, serve. On shutdown: not ready, no events are
+/// pool's rules → serve the internal API → open the store, for as long as that
+/// takes → register what the store and the API server know → deliver, take events
+/// in. On shutdown: not ready, no events are
 /// taken any more, attempts under way get [`GRACE`] and are handed back, the
 /// store is closed.
 ///
@@ -124,7 +132,7 @@ struct Base {
 /// [`RunError`]: the pod cannot start, or its store failed.
 pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> Result<(), RunError> {
     tls::install_provider();
-    let client = Client::try_default().await.map_err(|error| RunError::Client(Box::new(error)))?;
+    let client = connect().await?;
     let internal = listen(arguments.internal_listen).await?;
     let health_listener = listen(arguments.health_listen).await?;
     let publishers = listen(arguments.ingest_listen).await?;
@@ -147,11 +155,13 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
 
     let (pool_sender, pool) = watch::channel(kept_pool::read(&arguments.run_dir));
     let (clients_sender, clients) = watch::channel(None);
+    let api_server = Reachability::default();
     let watches = Watches {
         client: client.clone(),
         pool: arguments.pool.clone(),
         index: Arc::clone(&index),
         errors: metrics.watch_errors.clone(),
+        api_server: api_server.clone(),
     };
     let source = ClientSource {
         cluster: cluster_networks(&arguments),
@@ -166,12 +176,12 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
     let run_dir = open_run_dir(&arguments);
     let key = fingerprint_key::follow(&arguments.keys_dir, run_dir.clone(), keys);
 
-    serving.not_ready("starting");
     let base = Base {
         client,
         index,
         instance,
         pool,
+        api_server,
         clients,
         key,
         run_dir,
@@ -184,7 +194,7 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
         shutdown,
         arguments,
     };
-    let ended = base.open_and_deliver(&store, &counts, internal, publishers).await;
+    let ended = base.open_and_deliver(store, &counts, internal, publishers).await;
     health_end.cancel();
     // A panic there would be in the log; nothing is left to do about it.
     health_server.await.ok();
@@ -192,21 +202,33 @@ pub async fn run(arguments: DeliveryArguments, shutdown: CancellationToken) -> R
 }
 
 impl Base {
-    /// Opens the store and works on it until the shutdown.
+    /// Serves the internal API, opens the store, and works on it until the shutdown.
     async fn open_and_deliver(
         self,
-        store: &ComponentHealth,
+        store: ComponentHealth,
         counts: &StoreCounts,
         internal: TcpListener,
         publishers: TcpListener,
     ) -> Result<(), RunError> {
-        match store_folder::open(&self.arguments, &self.client, store, counts, &self.shutdown).await? {
-            Some(open) => Ok(self.deliver(open, internal, publishers).await?),
-            None => Ok(()),
+        let (state, states) = watch::channel(StoreState::Opening);
+        let mut served = self.serve_internal(internal, states);
+        let waiting = Waiting { health: store, state };
+        match store_folder::open(&self.arguments, &self.client, &waiting, counts, &self.shutdown).await? {
+            Some(open) => Ok(self.deliver(open, waiting.state, served, publishers).await?),
+            None => {
+                while served.join_next().await.is_some() {}
+                Ok(())
+            }
         }
     }
 
-    async fn deliver(self, open: OpenStore, internal: TcpListener, publishers: TcpListener) -> Result<(), StoreError> {
+    async fn deliver(
+        self,
+        open: OpenStore,
+        state: watch::Sender<StoreState>,
+        mut served: JoinSet<()>,
+        publishers: TcpListener,
+    ) -> Result<(), StoreError> {
         let OpenStore { store, news } = open;
         let store_id = store.store_id().to_owned();
         let partition: Arc<dyn Partition> = store.clone();
@@ -245,7 +267,8 @@ impl Base {
         let (follower, counted, told) = (board.clone(), Arc::clone(&partition), handle.clone());
         tasks.spawn(async move { follower.follow(counted, told).await });
 
-        let (served, _followers) = self.serve(store, board, internal, publishers);
+        state.send_replace(StoreState::Open(Arc::new(board)));
+        let _followers = self.serve_publishers(store, publishers, &mut served);
         self.serving.ready();
         tracing::info!(pool = self.arguments.pool, store = store_id, "the delivery pod has started");
         self.until_shutdown(&handle, dispatching, tasks, served, partition).await
@@ -281,26 +304,26 @@ impl Base {
         Ok(())
     }
 
-    /// Ingest and the internal API; both end within their grace after the shutdown.
-    fn serve(
+    /// Ingest; it ends within its grace after the shutdown. What it needs meanwhile
+    /// lives as long as the set that is returned.
+    fn serve_publishers(
         &self,
         store: Arc<SqliteStore>,
-        board: Board,
-        internal: TcpListener,
         publishers: TcpListener,
-    ) -> (JoinSet<()>, JoinSet<()>) {
-        let (mut served, mut followers) = (JoinSet::new(), JoinSet::new());
+        served: &mut JoinSet<()>,
+    ) -> JoinSet<()> {
+        let mut followers = JoinSet::new();
         let (settings_sender, settings) = watch::channel(IngestSettings::default());
-        let reviewer = Arc::new(KubeTokenReviewer::new(self.client.clone()));
         let own_issuer = std::fs::read_to_string(OWN_TOKEN).ok().and_then(|token| access::issuer(token.trim()));
         let release = self.arguments.namespace.clone();
         let parts = IngestParts {
             store: store.clone(),
             namespaces: Arc::clone(&self.index),
             access: PublishAccess::new(
-                reviewer.clone(),
+                Arc::new(KubeTokenReviewer::new(self.client.clone())),
                 Arc::new(KubeAuthorizer::new(self.client.clone())),
                 own_issuer,
+                self.api_server.clone(),
             ),
             settings,
             metrics: self.ingest_metrics.clone(),
@@ -308,7 +331,12 @@ impl Base {
         };
         served.spawn(ingest::serve(publishers, IngestApi::new(parts), self.shutdown.clone()));
         followers.spawn(limits::follow(self.pool.clone(), store, settings_sender));
+        followers
+    }
 
+    /// The internal API; it ends within its grace after the shutdown.
+    fn serve_internal(&self, internal: TcpListener, states: watch::Receiver<StoreState>) -> JoinSet<()> {
+        let reviewer = Arc::new(KubeTokenReviewer::new(self.client.clone()));
         let prober = Prober::new(self.clients.clone(), ServiceResolver::new(self.client.clone()));
         let access = Access::new(reviewer, &self.arguments.callers());
         let (index, metrics) = (Arc::clone(&self.index), self.metrics.clone());
@@ -318,10 +346,20 @@ impl Base {
             connections_max: INTERNAL_CONNECTIONS_MAX,
             grace: GRACE,
         };
-        let router = api.with_deliveries(Arc::new(board)).router();
+        let router = api.with_store(states).router();
+        let mut served = JoinSet::new();
         served.spawn(serve_router(internal, router, options, self.shutdown.clone()));
-        (served, followers)
+        served
     }
+}
+
+/// The way to the API server. Without retries of the client's own: it would hide a
+/// 503 for minutes, and look again later than whoever asked, who knows better.
+async fn connect() -> Result<Client, RunError> {
+    let mut config = Config::infer().await.map_err(|error| RunError::Config(Box::new(error)))?;
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config).map_err(|error| RunError::Client(Box::new(error)))
 }
 
 /// A task that panicked is a defect; the process ends with an error and starts anew.

@@ -6,23 +6,30 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use kube::{Api, Client};
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{DeliveryArguments, limits::store_limits};
+use super::{DeliveryArguments, internal_api::StoreState, limits::store_limits};
 use crate::{
-    api::{ACCEPT_STORE_ANNOTATION, DeliveryPool},
+    api::{ACCEPT_STORE_ANNOTATION, DeliveryPool, Reason},
     routing::table::RoutingTable,
     runtime::{health::ComponentHealth, metrics::MetricsRegistry},
     store::{
         NewsReceiver, StoreLimits, news_channel,
         sqlite::{OpenError, SqliteConfig, SqliteStore, StoreMetrics, SystemClock},
     },
+    wire::index_feed::StoreProblem,
 };
 
 /// Time for the API server to tell of the pool. With a store on the volume the
 /// pod goes on without: its name of the pool and its lock still protect it.
 const POOL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Why a pod with an empty volume waits for its DeliveryPool.
+const UNKNOWN_POOL: &str =
+    "waits for the API server: the volume is empty, and whether it should be stands in the DeliveryPool";
 /// Pause before a store that does not fit is looked at again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -30,6 +37,33 @@ const RETRY: Duration = Duration::from_secs(5);
 pub(super) struct OpenStore {
     pub(super) store: Arc<SqliteStore>,
     pub(super) news: NewsReceiver,
+}
+
+/// Where it is told why the store is not open yet.
+pub(super) struct Waiting {
+    /// For `/readyz`.
+    pub(super) health: ComponentHealth,
+    /// For the internal API.
+    pub(super) state: watch::Sender<StoreState>,
+}
+
+impl Waiting {
+    /// Says it once: the volume is looked at again and again.
+    fn tell(&self, told: &mut String, problem: String) {
+        if *told == problem {
+            return;
+        }
+        tracing::error!(problem, "the store is not open");
+        self.health.not_ready(problem.clone());
+        *told = problem;
+    }
+
+    /// The volume holds what this pool must not use until an admin says so.
+    fn refuse(&self, told: &mut String, error: &OpenError) {
+        let (reason, message) = (Reason::StoreMismatch, error.to_string());
+        self.tell(told, format!("{}: {message}", reason.as_str()));
+        self.state.send_replace(StoreState::Refused(StoreProblem { reason, message }));
+    }
 }
 
 /// What is counted of it.
@@ -65,7 +99,7 @@ struct Recorded {
 pub(super) async fn open(
     arguments: &DeliveryArguments,
     client: &Client,
-    health: &ComponentHealth,
+    waiting: &Waiting,
     counts: &StoreCounts,
     shutdown: &CancellationToken,
 ) -> Result<Option<OpenStore>, OpenError> {
@@ -81,25 +115,18 @@ pub(super) async fn open(
             }
         };
         let recorded = tokio::select! { recorded = attempt => recorded, () = shutdown.cancelled() => return Ok(None) };
-        let problem = match recorded {
-            None => {
-                "waits for the API server: the volume is empty, and whether it should be stands in the DeliveryPool"
-                    .to_owned()
-            }
+        match recorded {
+            None => waiting.tell(&mut told, UNKNOWN_POOL.to_owned()),
             Some(recorded) => match open_now(arguments, recorded, counts.clone()).await {
                 Ok(open) => {
                     tracing::info!(store = open.store.store_id(), "the store is open");
-                    health.ready();
+                    waiting.health.ready();
+                    waiting.state.send_replace(StoreState::Opening);
                     return Ok(Some(open));
                 }
-                Err(error) if error.is_mismatch() => format!("StoreMismatch: {error}"),
+                Err(error) if error.is_mismatch() => waiting.refuse(&mut told, &error),
                 Err(error) => return Err(error),
             },
-        };
-        if told != problem {
-            tracing::error!(problem, "the store is not open");
-            health.not_ready(problem.clone());
-            told = problem;
         }
         tokio::select! { () = sleep(RETRY) => {}, () = shutdown.cancelled() => return Ok(None) }
     }

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use super::index::{Index, SharedIndex, WatchedKind};
 use crate::{
     api::{DeliveryPool, DeliveryPoolSpec, POOL_LABEL, Subscription, Webhook},
+    runtime::reachability::Reachability,
     wire::index_feed::FeedKind,
 };
 
@@ -67,6 +68,8 @@ pub struct Watches {
     pub index: Arc<SharedIndex>,
     /// Counts what fails.
     pub errors: WatchErrors,
+    /// Is told whether the API server answers.
+    pub api_server: Reachability,
 }
 
 impl Watches {
@@ -80,7 +83,7 @@ impl Watches {
         let take = |event| {
             self.index.update(|index| apply_event(index, WatchedKind::Namespace, event, apply_namespace));
         };
-        follow(api, config(), "Namespace", &self.errors, take).await;
+        self.follow(api, config(), "Namespace", take).await;
     }
 
     async fn webhooks(&self) {
@@ -88,7 +91,7 @@ impl Watches {
         let take = |event| {
             self.index.update(|index| apply_event(index, WatchedKind::Webhook, event, apply_webhook));
         };
-        follow(api, config(), "Webhook", &self.errors, take).await;
+        self.follow(api, config(), "Webhook", take).await;
     }
 
     async fn subscriptions(&self) {
@@ -96,7 +99,7 @@ impl Watches {
         let take = |event| {
             self.index.update(|index| apply_event(index, WatchedKind::Subscription, event, apply_subscription));
         };
-        follow(api, config(), "Subscription", &self.errors, take).await;
+        self.follow(api, config(), "Subscription", take).await;
     }
 
     async fn pool(&self, sender: watch::Sender<PoolView>) {
@@ -108,39 +111,37 @@ impl Watches {
                 sender.send_if_modified(|known| std::mem::replace(known, view.clone()) != view);
             }
         };
-        follow(api, config, "DeliveryPool", &self.errors, take).await;
+        self.follow(api, config, "DeliveryPool", take).await;
+    }
+
+    /// Feeds every event of a watch to `take`, for ever.
+    async fn follow<K>(&self, api: Api<K>, config: Config, kind: &'static str, mut take: impl FnMut(Event<K>))
+    where
+        K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    {
+        let mut outage = Outage::of(kind);
+        self.api_server.report(kind, true);
+        // The back-off has no end, so neither has the stream; were it to end, the
+        // watch would begin anew.
+        loop {
+            let mut events = std::pin::pin!(watcher(api.clone(), config.clone()).default_backoff());
+            while let Some(event) = events.next().await {
+                if event.is_err() {
+                    self.errors.get_or_create(&KindLabel { kind }).inc();
+                }
+                let event = outage.hear(event);
+                self.api_server.report(kind, !outage.is_failing);
+                if let Some(event) = event {
+                    take(event);
+                }
+            }
+        }
     }
 }
 
 /// Every object, in pages of [`PAGE_OBJECTS`].
 pub fn config() -> Config {
     Config::default().page_size(PAGE_OBJECTS)
-}
-
-/// Feeds every event of a watch to `take`, for ever.
-async fn follow<K>(
-    api: Api<K>,
-    config: Config,
-    kind: &'static str,
-    errors: &WatchErrors,
-    mut take: impl FnMut(Event<K>),
-) where
-    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    let mut outage = Outage::of(kind);
-    // The back-off has no end, so neither has the stream; were it to end, the
-    // watch would begin anew.
-    loop {
-        let mut events = std::pin::pin!(watcher(api.clone(), config.clone()).default_backoff());
-        while let Some(event) = events.next().await {
-            if event.is_err() {
-                errors.get_or_create(&KindLabel { kind }).inc();
-            }
-            if let Some(event) = outage.hear(event) {
-                take(event);
-            }
-        }
-    }
 }
 
 /// Tells of the failures of a watch, once per outage.

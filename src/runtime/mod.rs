@@ -7,6 +7,7 @@ pub mod health;
 pub mod logging;
 pub mod metrics;
 pub mod problem;
+pub mod reachability;
 pub mod secret;
 pub mod server;
 pub mod shutdown;

@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::api::Reason;
+
 /// Longest time that a pod holds a poll without news.
 pub const POLL_SECONDS_MAX: u64 = 25;
 /// Entries in one page at most.
@@ -90,4 +92,17 @@ pub struct Counters {
     /// Id of the pod's store, once it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store_id: Option<String>,
+    /// Why the pod does not open the store that it found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_problem: Option<StoreProblem>,
+}
+
+/// Why a pod does not open the store on its volume, until an admin helps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreProblem {
+    /// Why, in one word.
+    pub reason: Reason,
+    /// What was found, and what to do, for the status of the DeliveryPool.
+    pub message: String,
 }

@@ -10,10 +10,10 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use posthorn::{
     access::{
-        Access, AccessError, Authorizer, Caller, GRACE, KubeTokenReviewer, PublishRight, REVIEW_TIMEOUT, ReviewError,
-        ServiceAccount, publish::PublishAccess,
+        AWAY_PATIENCE, Access, AccessError, Authorizer, Caller, GRACE, KubeTokenReviewer, PublishRight, REVIEW_TIMEOUT,
+        ReviewError, ServiceAccount, publish::PublishAccess,
     },
-    runtime::secret::SecretString,
+    runtime::{reachability::Reachability, secret::SecretString},
 };
 use serde_json::{Value, json};
 
@@ -169,7 +169,8 @@ async fn a_right_is_remembered_for_a_minute_has_the_grace_given_and_ends_with_it
     let client = fake_api::client(|_, _, _| review(verdict(true, "posthorn", CONTROLLER)));
     // The last one first: yes, away, away, no.
     let rights = Rights { answers: std::sync::Mutex::new(vec![Some(false), None, None, Some(true)]) };
-    let access = PublishAccess::new(Arc::new(KubeTokenReviewer::new(client)), Arc::new(rights), None);
+    let access =
+        PublishAccess::new(Arc::new(KubeTokenReviewer::new(client)), Arc::new(rights), None, Reachability::default());
     let token = token(CONTROLLER, "posthorn", now().as_second() + 3600);
     let publisher = access.authenticate(token.expose(), grace, now()).await.unwrap();
     let may = async |seconds: i64, grace| {
@@ -183,6 +184,32 @@ async fn a_right_is_remembered_for_a_minute_has_the_grace_given_and_ends_with_it
     assert_eq!(may(125, grace).await, Ok(false), "a no is remembered");
 }
 
+#[tokio::test(start_paused = true)]
+async fn while_the_api_server_is_away_nobody_who_is_not_known_waits_long() {
+    let api_server = Reachability::default();
+    let hangs = fake_api::client(|_, _, _| Answer::Never);
+    let rights = Arc::new(Rights { answers: std::sync::Mutex::default() });
+    let access = |api_server: &Reachability| {
+        let reviewer = Arc::new(KubeTokenReviewer::new(hangs.clone()));
+        PublishAccess::new(reviewer, Arc::clone(&rights) as Arc<dyn Authorizer>, None, api_server.clone())
+    };
+    let wait = async |access: &PublishAccess, number: i64| {
+        let (began, token) = (tokio::time::Instant::now(), token(CONTROLLER, "posthorn", now().as_second() + number));
+        let refused = access.authenticate(token.expose(), GRACE, now()).await;
+        assert_eq!(refused.unwrap_err(), AccessError::Unavailable);
+        began.elapsed().as_secs()
+    };
+    // Nobody knows of the outage; the first review that brings nothing tells of it.
+    let unaware = access(&api_server);
+    assert_eq!(wait(&unaware, 100).await, REVIEW_TIMEOUT.as_secs());
+    assert_eq!(wait(&unaware, 101).await, AWAY_PATIENCE.as_secs());
+    // The watches know.
+    api_server.report("Webhook", false);
+    assert_eq!(wait(&access(&api_server), 102).await, AWAY_PATIENCE.as_secs());
+    api_server.report("Webhook", true);
+    assert_eq!(wait(&access(&api_server), 103).await, REVIEW_TIMEOUT.as_secs());
+}
+
 #[tokio::test]
 async fn tokens_of_other_issuers_are_hardly_ever_reviewed() {
     let asked = Arc::new(AtomicUsize::new(0));
@@ -192,7 +219,12 @@ async fn tokens_of_other_issuers_are_hardly_ever_reviewed() {
         review(verdict(false, "posthorn", CONTROLLER))
     });
     let rights = Arc::new(Rights { answers: std::sync::Mutex::default() });
-    let access = PublishAccess::new(Arc::new(KubeTokenReviewer::new(client)), rights, Some("own".to_owned()));
+    let access = PublishAccess::new(
+        Arc::new(KubeTokenReviewer::new(client)),
+        rights,
+        Some("own".to_owned()),
+        Reachability::default(),
+    );
     for number in 0..20 {
         let token = token(CONTROLLER, "posthorn", now().as_second() + 3600 + number);
         assert!(access.authenticate(token.expose(), GRACE, now()).await.is_err());

@@ -24,7 +24,7 @@ use posthorn::{
         serve,
     },
     routing::index::{Index, SharedIndex},
-    runtime::metrics::MetricsRegistry,
+    runtime::{metrics::MetricsRegistry, reachability::Reachability},
     store::{AcceptError, Accepted, Space},
 };
 use serde_json::{Value, json};
@@ -106,7 +106,7 @@ impl Pod {
             fake_api::client(move |_, path, body| answer(&mut cluster.lock().unwrap(), path, &body))
         };
         let reviewer = Arc::new(KubeTokenReviewer::new(client.clone()));
-        let access = PublishAccess::new(reviewer, Arc::new(KubeAuthorizer::new(client)), None);
+        let access = PublishAccess::new(reviewer, Arc::new(KubeAuthorizer::new(client)), None, Reachability::default());
         let (store, (settings, newest)) = (Arc::new(FakeIngest::default()), watch::channel(settings));
         let index = Arc::new(SharedIndex::new(Index::new(index::POOL, "one")));
         let mut registry = MetricsRegistry::new("test");

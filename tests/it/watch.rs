@@ -7,6 +7,7 @@ use posthorn::{
         index::{Counts, Index, SharedIndex},
         watch::{PoolView, WatchErrors, Watches},
     },
+    runtime::reachability::Reachability,
     wire::index_feed::FeedKind,
 };
 use serde_json::{Value, json};
@@ -86,6 +87,7 @@ fn start(answer: impl FnMut(&str) -> Answer + Send + 'static) -> (Arc<SharedInde
         pool: "default".to_owned(),
         index: Arc::clone(&index),
         errors: WatchErrors::default(),
+        api_server: Reachability::default(),
     };
     tokio::spawn(watches.run(sender));
     (index, pool)

@@ -16,7 +16,7 @@ use posthorn::{
     access::{Authorizer, Caller, PublishRight, Review, ReviewError, TokenReviewer, publish::PublishAccess},
     ingest::{IngestApi, IngestMetrics, IngestParts, IngestSettings, parse::BATCH_EVENTS_MAX, serve},
     routing::index::{Index, SharedIndex, WatchedKind},
-    runtime::secret::SecretString,
+    runtime::{reachability::Reachability, secret::SecretString},
     store::{AcceptError, Accepted},
 };
 use tokio::{net::TcpListener, process::Command, sync::watch, time::timeout};
@@ -89,7 +89,7 @@ async fn start(store: Arc<FakeIngest>, shutdown: CancellationToken) -> SocketAdd
     let api = IngestApi::new(IngestParts {
         store,
         namespaces: Arc::new(SharedIndex::new(index)),
-        access: PublishAccess::new(Arc::new(Everyone), Arc::new(Everyone), None),
+        access: PublishAccess::new(Arc::new(Everyone), Arc::new(Everyone), None, Reachability::default()),
         settings: newest,
         metrics: IngestMetrics::unregistered(),
         service_of: Box::new(|pool| format!("posthorn-{pool}.posthorn-system.svc")),

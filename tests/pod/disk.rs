@@ -32,8 +32,12 @@ async fn a_store_of_another_pool_is_refused_with_a_word_on_what_to_do() {
     pool["metadata"]["name"] = json!("other");
     stage.api.apply("deliverypools", pool);
     stage.pod.spawn();
-    until("the log tells of it", WAIT, async || stage.pod.log().contains("accept-store")).await;
-    assert!(!stage.pod.is_ready().await);
+    let problem = until_refused(&stage).await;
+    assert!(problem.contains("of DeliveryPool default, not a store of DeliveryPool other"), "{problem}");
+    assert!(stage.pod.log().contains("accept-store"), "{}", stage.pod.log_tail());
+    // What it is called for besides is answered too.
+    let (code, _) = stage.pod.internal("/internal/v1/deliveries").await.unwrap();
+    assert_eq!(code, 503);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,11 +48,31 @@ async fn an_empty_folder_in_place_of_the_recorded_store_is_refused_until_somebod
     stage.api.apply("deliverypools", pool.clone());
     stage.pod.environment.push(("HOSTNAME".to_owned(), "posthorn-default-0".to_owned()));
     stage.pod.spawn();
-    until("the log tells of it", WAIT, async || stage.pod.log().contains("accept-store")).await;
-    assert!(!stage.pod.is_ready().await);
+    let problem = until_refused(&stage).await;
+    assert!(problem.contains("is empty, but DeliveryPool default has store 0123456789abcdef"), "{problem}");
+    let before = stage.pod.pid();
     pool["metadata"]["annotations"] = json!({"posthorn.dev/accept-store": "new"});
     stage.api.apply("deliverypools", pool);
     stage.pod.until_ready().await;
+    assert_eq!(stage.pod.pid(), before, "it went on by itself");
+    let (_, counters) = stage.pod.internal("/internal/v1/counters").await.unwrap();
+    assert!(counters["storeId"].is_string() && counters["storeProblem"].is_null(), "{counters}");
+}
+
+/// Waits until the pod tells the controller, and whoever looks at its readiness,
+/// that it refuses its volume; what it says.
+async fn until_refused(stage: &Stage) -> String {
+    let counters = async || stage.pod.internal("/internal/v1/counters").await.map(|(_, counters)| counters);
+    let is_told = async || counters().await.is_some_and(|counters| counters["storeProblem"].is_object());
+    until("the pod tells of it", WAIT, is_told).await;
+    let counters = counters().await.unwrap();
+    assert_eq!((&counters["storeProblem"]["reason"], &counters["storeId"]), (&json!("StoreMismatch"), &json!(null)));
+    let message = counters["storeProblem"]["message"].as_str().unwrap().to_owned();
+    let (code, text) = stage.pod.get("/readyz").await.unwrap();
+    assert_eq!(code, 503);
+    assert!(text.contains(&format!("store: StoreMismatch: {message}")), "{text}");
+    assert!(message.contains("accept-store"), "{message}");
+    message
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

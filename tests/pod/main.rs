@@ -19,6 +19,7 @@ mod clock;
 mod crashes;
 mod deletion;
 mod disk;
+mod endings;
 mod endpoints;
 mod gate;
 mod limits;

@@ -1,7 +1,12 @@
 //! The API server is away.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use posthorn::access::AWAY_PATIENCE;
 use serde_json::json;
 
 use crate::{
@@ -11,6 +16,10 @@ use crate::{
     },
     stage::{Stage, WAIT, scaled, until},
 };
+
+/// Who tells of an outage, once: six watches, the reviews of tokens and of rights,
+/// the reader of Secrets.
+const TELLERS: usize = 9;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_api_server_is_away_known_publishers_publish_and_events_are_delivered() {
@@ -29,12 +38,18 @@ async fn while_the_api_server_is_away_known_publishers_publish_and_events_are_de
     outcome.stop();
     tasks.join_all().await;
     assert_eq!(*outcome.refused.lock().unwrap(), [].into(), "known callers were refused");
+    // Who is not known is told at once to come again, not after a review's time.
+    let began = Instant::now();
+    let (code, headers) = stage.post_as("stranger", NAMESPACE, "order.paid").await;
+    assert_eq!(code, 503);
+    assert!(headers.contains_key("retry-after"), "{headers:?}");
+    assert!(began.elapsed() < AWAY_PATIENCE + Duration::from_secs(1), "{:?}", began.elapsed());
     let ids = outcome.ids().into_iter().collect();
     stage.until_delivered("/ok/orders", &ids).await;
     // Told once a kind, by who knows what was asked for.
     let log = stage.pod.log();
     let told: Vec<&str> = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
-    assert!(told.len() <= 4, "{} lines of one outage:\n{}", told.len(), told.join("\n"));
+    assert!(told.len() <= TELLERS, "{} lines of one outage:\n{}", told.len(), told.join("\n"));
     assert!(told.iter().all(|line| !line.contains("kube_client")), "{}", told.join("\n"));
     stage.api.set_away(false);
 }

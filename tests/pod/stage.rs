@@ -90,11 +90,16 @@ impl Stage {
     /// One event, sent once: the status code and the headers of the answer. Waits
     /// for the pod to listen.
     pub async fn post(&self, namespace: &str, event: &str) -> (u16, reqwest::header::HeaderMap) {
+        self.post_as("publisher", namespace, event).await
+    }
+
+    /// The same by a ServiceAccount that the pod may not know yet.
+    pub async fn post_as(&self, account: &str, namespace: &str, event: &str) -> (u16, reqwest::header::HeaderMap) {
         let url = format!("http://127.0.0.1:{}/v1/namespaces/{namespace}/events", self.pod.ingest);
         let body = json!({"type": event, "data": {}}).to_string();
         let began = Instant::now();
         loop {
-            let request = crate::rig::pod::client().post(&url).bearer_auth(objects::token("publisher"));
+            let request = crate::rig::pod::client().post(&url).bearer_auth(objects::token(account));
             // A review of the caller has 5 s.
             let request = request.timeout(Duration::from_secs(10)).header("content-type", "application/json");
             match request.body(body.clone()).send().await {

@@ -98,10 +98,19 @@ pub fn token(service_account: &str) -> String {
 
 /// One that is valid from so many days ago until in so many days.
 pub fn token_for_days(service_account: &str, days: i64) -> String {
+    token_of("posthorn", &format!("{NAMESPACE}:{service_account}"), days)
+}
+
+/// The token with which the controller calls the internal API of pods.
+pub fn controller_token() -> String {
+    token_of("posthorn-internal", "posthorn-system:posthorn-controller", 1)
+}
+
+fn token_of(audience: &str, service_account: &str, days: i64) -> String {
     let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     let (now, lasts) = (Timestamp::now().as_second(), days * 24 * 3600);
-    let claims = json!({"aud": ["posthorn"], "exp": now + lasts, "iat": now - lasts, "iss": "https://rig",
-        "sub": format!("system:serviceaccount:{NAMESPACE}:{service_account}")});
+    let claims = json!({"aud": [audience], "exp": now + lasts, "iat": now - lasts, "iss": "https://rig",
+        "sub": format!("system:serviceaccount:{service_account}")});
     format!("{}.{}.{}", part(json!({"alg": "RS256"})), part(claims), "c2ln")
 }
 

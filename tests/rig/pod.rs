@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{api::ApiServer, objects::FINGERPRINT_KEY};
+use super::{
+    api::ApiServer,
+    objects::{self, FINGERPRINT_KEY},
+};
 
 /// How long a pod may take to become ready.
 pub const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -122,6 +125,20 @@ impl Pod {
         let url = format!("http://127.0.0.1:{}{path}", self.health);
         let answer = client().get(url).send().await.ok()?;
         Some((answer.status().as_u16(), answer.text().await.ok()?))
+    }
+
+    /// GET of the internal API, as the controller does it: the status and the
+    /// JSON of the answer; none if the pod does not answer.
+    pub async fn internal(&self, path: &str) -> Option<(u16, serde_json::Value)> {
+        let pem = fs::read(self.folder.path().join("tls/tls.crt")).unwrap();
+        let client = reqwest::Client::builder()
+            .tls_certs_only([reqwest::Certificate::from_pem(&pem).unwrap()])
+            .timeout(Duration::from_secs(5))
+            .build()
+            .unwrap();
+        let url = format!("https://localhost:{}{path}", self.internal);
+        let answer = client.get(url).bearer_auth(objects::controller_token()).send().await.ok()?;
+        Some((answer.status().as_u16(), answer.json().await.ok()?))
     }
 
     /// The sum of a metric over its labels, 0 if there is none.

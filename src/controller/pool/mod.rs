@@ -34,11 +34,10 @@ use kube_runtime::{
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use self::status::Outcome;
+use self::status::{Outcome, PodStore};
 use super::{internal, names, pods::PodClient};
 use crate::{
     api::{ConditionType, DeliveryPool, POOL_LABEL, condition},
-    policy::store_identity,
     runtime::clock,
 };
 
@@ -174,24 +173,28 @@ async fn reconcile(pool: Arc<DeliveryPool>, context: Arc<Context>) -> Result<Act
         };
     let outcome = match &maybe_refused_growth {
         Some(error) => Outcome::NotApplied(error),
-        None => Outcome::Applied {
-            maybe_stateful_set: maybe_stateful_set.as_ref(),
-            pods: &pods,
-            maybe_store_id: store_id(&context, &name, maybe_stateful_set.as_ref()).await,
-        },
+        None => {
+            let maybe_stateful_set = maybe_stateful_set.as_ref();
+            let store = store_of(&context, &name, maybe_stateful_set).await;
+            Outcome::Applied { maybe_stateful_set, pods: &pods, store }
+        }
     };
     settle(&pool, &context, &outcome, now).await
 }
 
-/// The id of the store that the pool's pod has, if it tells one.
-async fn store_id(context: &Context, pool: &str, maybe_stateful_set: Option<&StatefulSet>) -> Option<String> {
+/// What the pool's pod says of its store. A pod that is not ready is asked as
+/// well: one that refuses its volume never gets ready.
+async fn store_of(context: &Context, pool: &str, maybe_stateful_set: Option<&StatefulSet>) -> PodStore {
+    let replicas = maybe_stateful_set.and_then(|set| set.status.as_ref()).map_or(0, |status| status.replicas);
     // A pod that is being made cannot be asked yet.
-    maybe_stateful_set?.status.as_ref().filter(|status| status.replicas > 0)?;
+    if replicas == 0 {
+        return PodStore::Untold;
+    }
     match context.pods.counters(pool).await {
-        Ok(counters) => counters.store_id.filter(|id| store_identity::is_store_id(id)),
+        Ok(counters) => PodStore::told(counters),
         Err(error) => {
             tracing::debug!(pool, %error, "the pool's pod does not tell which store it has");
-            None
+            PodStore::Untold
         }
     }
 }
@@ -211,8 +214,11 @@ async fn settle(
     now: Timestamp,
 ) -> Result<Action, Error> {
     let wanted = status::wanted(pool, outcome, &context.release_namespace, now);
-    // A ready pod whose store is not recorded will tell it in a moment.
-    let is_under_way = condition::is_true(&wanted.conditions, ConditionType::Reconciling) || wanted.stores.is_empty();
+    // A ready pod whose store is not recorded will tell it in a moment; one that
+    // refuses its volume looks at it again every few seconds.
+    let is_under_way = condition::is_true(&wanted.conditions, ConditionType::Reconciling)
+        || wanted.stores.is_empty()
+        || status::is_refused(outcome);
     status::write(&context.client, pool, wanted).await?;
     Ok(Action::requeue(if is_under_way { STARTING_INTERVAL } else { SETTLED_INTERVAL }))
 }

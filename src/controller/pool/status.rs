@@ -20,6 +20,7 @@ use crate::{
     },
     controller::{internal, names},
     policy::store_identity::{self, StoreVerdict},
+    wire::index_feed::{Counters, StoreProblem},
 };
 
 /// Longest text of the API server that goes into a message.
@@ -34,12 +35,34 @@ pub(super) enum Outcome<'a> {
     /// The API server refused a part.
     NotApplied(&'a apply::Error),
     /// Everything is applied.
-    Applied {
-        maybe_stateful_set: Option<&'a StatefulSet>,
-        pods: &'a [Pod],
-        /// None while the pod does not tell it.
-        maybe_store_id: Option<String>,
-    },
+    Applied { maybe_stateful_set: Option<&'a StatefulSet>, pods: &'a [Pod], store: PodStore },
+}
+
+/// What the pool's pod says of its store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PodStore {
+    /// Nothing: it cannot be asked, or it opens it just now.
+    Untold,
+    /// It has the store of this id.
+    Open(String),
+    /// It does not open what it found.
+    Refused(StoreProblem),
+}
+
+impl PodStore {
+    /// What the pod's counters say.
+    pub(super) fn told(counters: Counters) -> Self {
+        match (counters.store_id, counters.store_problem) {
+            (Some(id), _) if store_identity::is_store_id(&id) => Self::Open(id),
+            (None, Some(problem)) => Self::Refused(problem),
+            _ => Self::Untold,
+        }
+    }
+}
+
+/// Whether the pod does not open what it found.
+pub(super) const fn is_refused(outcome: &Outcome<'_>) -> bool {
+    matches!(outcome, Outcome::Applied { store: PodStore::Refused(_), .. })
 }
 
 /// The status of a pool could not be written.
@@ -95,7 +118,7 @@ pub(super) fn wanted(
 /// The recorded stores, with one that is seen for the first time or was accepted.
 fn stores(pool: &DeliveryPool, outcome: &Outcome<'_>) -> Vec<StoreStatus> {
     let mut stores = pool.status.as_ref().map(|status| status.stores.clone()).unwrap_or_default();
-    let Outcome::Applied { maybe_store_id: Some(id), .. } = outcome else { return stores };
+    let Outcome::Applied { store: PodStore::Open(id), .. } = outcome else { return stores };
     let pod = names::pod(&pool.name_any());
     if store_identity::judge(pool, &pod, id).is_news() {
         stores.retain(|store| store.pod != pod);
@@ -104,19 +127,28 @@ fn stores(pool: &DeliveryPool, outcome: &Outcome<'_>) -> Vec<StoreStatus> {
     stores
 }
 
-/// A pod whose volume has another store than the recorded one.
-fn mismatch(pool: &DeliveryPool, outcome: &Outcome<'_>) -> Option<String> {
-    let Outcome::Applied { maybe_store_id: Some(id), .. } = outcome else { return None };
+/// A pod whose volume has another store than the recorded one: it does not open
+/// it, or it did so before one was recorded.
+fn refused(pool: &DeliveryPool, outcome: &Outcome<'_>) -> Option<(Reason, String)> {
+    let Outcome::Applied { store, .. } = outcome else { return None };
     let pod = names::pod(&pool.name_any());
+    let id = match store {
+        PodStore::Untold => return None,
+        PodStore::Refused(StoreProblem { reason, message }) => {
+            return Some((*reason, format!("Pod {pod} does not open its store: {}.", clean(message))));
+        }
+        PodStore::Open(id) => id,
+    };
     let StoreVerdict::Mismatch { recorded } = store_identity::judge(pool, &pod, id) else { return None };
-    Some(format!(
+    let message = format!(
         "The volume of pod {pod} has the store {id}, and {recorded} is recorded for it: the volume was emptied or swapped. Bring the right volume back, or restore a backup. To go on with this store, set the annotation {ACCEPT_STORE_ANNOTATION} to {id}; what the other one owes is then not delivered."
-    ))
+    );
+    Some((Reason::StoreMismatch, message))
 }
 
 fn conditions(pool: &DeliveryPool, outcome: &Outcome<'_>) -> Vec<WantedCondition> {
-    let (ready, maybe_why, reason, message) = match mismatch(pool, outcome) {
-        Some(message) => (ConditionStatus::False, Some(ConditionType::Stalled), Reason::StoreMismatch, message),
+    let (ready, maybe_why, reason, message) = match refused(pool, outcome) {
+        Some((reason, message)) => (ConditionStatus::False, Some(ConditionType::Stalled), reason, message),
         None => judge(outcome),
     };
     let condition = |type_, status| WantedCondition { type_, status, reason, message: message.clone() };
@@ -280,7 +312,7 @@ mod tests {
     #[test]
     fn a_pool_is_ready_when_every_pod_is_ready_and_new() {
         let ready = stateful_set(rolled_out());
-        let outcome = Outcome::Applied { maybe_stateful_set: Some(&ready), pods: &[], maybe_store_id: None };
+        let outcome = Outcome::Applied { maybe_stateful_set: Some(&ready), pods: &[], store: PodStore::Untold };
         check(&outcome, &["Ready=True PodsReady"], "All pods of the pool are ready.");
     }
 
@@ -295,7 +327,8 @@ mod tests {
             let mut status = rolled_out();
             status[field] = value;
             let stateful_set = stateful_set(status);
-            let outcome = Outcome::Applied { maybe_stateful_set: Some(&stateful_set), pods: &[], maybe_store_id: None };
+            let outcome =
+                Outcome::Applied { maybe_stateful_set: Some(&stateful_set), pods: &[], store: PodStore::Untold };
             check(
                 &outcome,
                 &["Ready=False PodsStarting", "Reconciling=True PodsStarting"],
@@ -309,7 +342,7 @@ mod tests {
         let ready = stateful_set(rolled_out());
         let told = |pool: &DeliveryPool, id: &str| {
             let outcome =
-                Outcome::Applied { maybe_stateful_set: Some(&ready), pods: &[], maybe_store_id: Some(id.into()) };
+                Outcome::Applied { maybe_stateful_set: Some(&ready), pods: &[], store: PodStore::Open(id.into()) };
             let status = wanted(pool, &outcome, "mail", Timestamp::from_second(1_800_000_000).unwrap());
             let reasons: Vec<_> =
                 status.conditions.iter().map(|c| format!("{}={} {}", c.type_, c.status, c.reason)).collect();
@@ -335,10 +368,33 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_does_not_open_its_volume_stalls_the_pool_with_its_own_words() {
+        let problem = json!({
+            "reason": "StoreMismatch",
+            "message": "the volume in /data is empty,\nbut DeliveryPool sturdy has store a1; mount it",
+        });
+        let counters = json!({
+            "instance": "i", "revision": 1, "webhooks": 0, "subscriptions": 0, "probes": 0, "storeProblem": problem,
+        });
+        let store = PodStore::told(serde_json::from_value(counters).unwrap());
+        // Whatever the API server says of the pod just now.
+        let ready = stateful_set(rolled_out());
+        let outcome = Outcome::Applied { maybe_stateful_set: Some(&ready), pods: &[], store };
+        check(
+            &outcome,
+            &["Ready=False StoreMismatch", "Stalled=True StoreMismatch"],
+            "Pod posthorn-sturdy-0 does not open its store: the volume in /data is empty, but DeliveryPool sturdy has store a1; mount it.",
+        );
+        assert!(is_refused(&outcome));
+        let recorded = wanted(&pool(), &outcome, "mail", Timestamp::from_second(1_800_000_000).unwrap()).stores;
+        assert_eq!(recorded, []);
+    }
+
+    #[test]
     fn the_message_says_what_a_pod_waits_for() {
         let check_pod = |status: Value, message: &str| {
             let pods = [pod(status)];
-            let outcome = Outcome::Applied { maybe_stateful_set: None, pods: &pods, maybe_store_id: None };
+            let outcome = Outcome::Applied { maybe_stateful_set: None, pods: &pods, store: PodStore::Untold };
             check(&outcome, &["Ready=False PodsStarting", "Reconciling=True PodsStarting"], message);
         };
         check_pod(

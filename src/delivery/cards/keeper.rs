@@ -450,15 +450,5 @@ impl CardKeeper {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_card_that_goes_with_its_kind_is_wanted_again_and_one_that_somebody_deletes_is_not() {
-        let at = |second| Some(Timestamp::from_second(second).unwrap());
-        assert_eq!(Kind::Since(at(100)).meaning_of(at(101)), CardState::Dismissed);
-        assert_eq!(Kind::Since(at(100)).meaning_of(at(100)), CardState::Wanted, "the kind was installed again");
-        assert_eq!(Kind::Gone.meaning_of(at(101)), CardState::Wanted, "the kind is being removed");
-        assert_eq!(Kind::Since(None).meaning_of(None), CardState::Dismissed);
-    }
-}
+#[path = "keeper_tests.rs"]
+mod tests;

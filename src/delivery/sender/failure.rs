@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Why no request was sent, or why it got no answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum NotMade {
     /// The Webhook is held.
     Held(Hold),

@@ -57,7 +57,7 @@ use self::{
     detail::Head,
     failure::{NotMade, not_allowed},
     gate::{STARTING_RETRY, hold},
-    prepared::{Prepared, Target},
+    prepared::{Kept, Prepared, Target},
     recent::Recent,
     request::Composer,
     sampling::{OF_POD, OF_WEBHOOK, Taken},
@@ -71,6 +71,7 @@ use crate::{
     policy::retry_after,
     routing::index::WebhookEntry,
     runtime::{clock, secret::SecretString},
+    secrets::Material,
     store::AttemptDetail,
     verify::fingerprint::FingerprintKey,
 };
@@ -94,7 +95,7 @@ struct Inner {
     fingerprint: watch::Receiver<Option<FingerprintKey>>,
     composer: Composer,
     /// By UID of the Webhook.
-    prepared: Mutex<Recent<Arc<str>, Arc<Prepared>>>,
+    prepared: Mutex<Recent<Arc<str>, Kept>>,
     /// Since when successes are counted whose detail is kept.
     begin: Instant,
     sampled: Taken,
@@ -174,15 +175,7 @@ impl Inner {
             let url = material.url.as_ref().map(|url| Cow::Borrowed(url.expose())).unwrap_or_default();
             self.check_fingerprint(webhook, &url, now)?;
         }
-        let kept = self.lock().get(&webhook.uid).filter(|kept| kept.is_of(webhook, &material, &clients)).cloned();
-        let prepared = match kept {
-            Some(prepared) => prepared,
-            None => {
-                let prepared = Arc::new(Prepared::new(&job.namespace, webhook, material, &clients)?);
-                self.lock().insert(Arc::clone(&webhook.uid), Arc::clone(&prepared));
-                prepared
-            }
-        };
+        let prepared = self.prepared(job, material, &clients)?;
         let pods = match &prepared.target {
             Target::Url(_) => None,
             Target::Service { target, scheme, path } => {
@@ -191,6 +184,24 @@ impl Inner {
             }
         };
         Ok((prepared, pods))
+    }
+
+    /// What was made of these already, or is made now.
+    fn prepared(
+        &self,
+        job: &AttemptJob,
+        material: Arc<Material>,
+        clients: &Arc<Clients>,
+    ) -> Result<Arc<Prepared>, NotMade> {
+        let webhook = &job.webhook;
+        let is_fitting = |kept: &&Kept| kept.is_of(webhook, &material, clients);
+        let made = self.lock().get(&webhook.uid).filter(is_fitting).map(|kept| kept.made.clone());
+        made.unwrap_or_else(|| {
+            let kept = Kept::new(&job.namespace, webhook, material, clients);
+            let made = kept.made.clone();
+            self.lock().insert(Arc::clone(&webhook.uid), kept);
+            made
+        })
     }
 
     fn check_fingerprint(&self, webhook: &WebhookEntry, endpoint: &str, now: Timestamp) -> Result<(), NotMade> {
@@ -264,7 +275,7 @@ impl Inner {
         Head::new(destination, &headers)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Recent<Arc<str>, Arc<Prepared>>> {
+    fn lock(&self) -> MutexGuard<'_, Recent<Arc<str>, Kept>> {
         // A panic elsewhere leaves the map whole: every change is one operation.
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -27,10 +27,38 @@ const UNUSABLE_RETRY: std::time::Duration = std::time::Duration::from_secs(60);
 /// Shortest piece of a path or query that is looked for in answers, in bytes.
 const PIECE_BYTES_MIN: usize = 8;
 
+/// What was made of a Webhook and its Secrets under some rules, or why nothing
+/// can be. Both hold until one of the three changes, and the log is told once.
+pub(super) struct Kept {
+    webhook: Arc<WebhookEntry>,
+    material: Arc<Material>,
+    clients: Arc<Clients>,
+    /// What was made.
+    pub(super) made: Result<Arc<Prepared>, NotMade>,
+}
+
+impl Kept {
+    /// Makes everything ready, if that can be done.
+    pub(super) fn new(
+        namespace: &str,
+        webhook: &Arc<WebhookEntry>,
+        material: Arc<Material>,
+        clients: &Arc<Clients>,
+    ) -> Self {
+        let made = Prepared::new(namespace, webhook, Arc::clone(&material), clients).map(Arc::new);
+        Self { webhook: Arc::clone(webhook), material, clients: Arc::clone(clients), made }
+    }
+
+    /// Whether it was made of these.
+    pub(super) fn is_of(&self, webhook: &Arc<WebhookEntry>, material: &Arc<Material>, clients: &Arc<Clients>) -> bool {
+        Arc::ptr_eq(&self.webhook, webhook)
+            && Arc::ptr_eq(&self.material, material)
+            && Arc::ptr_eq(&self.clients, clients)
+    }
+}
+
 /// What every attempt for a Webhook has in common.
 pub(super) struct Prepared {
-    webhook: Arc<WebhookEntry>,
-    clients: Arc<Clients>,
     /// What its Secrets say.
     pub(super) material: Arc<Material>,
     /// The client with its TLS settings.
@@ -67,26 +95,18 @@ impl Prepared {
     ///
     /// # Errors
     /// Why no attempt can be made.
-    pub(super) fn new(
+    fn new(
         namespace: &str,
-        webhook: &Arc<WebhookEntry>,
+        webhook: &WebhookEntry,
         material: Arc<Material>,
-        clients: &Arc<Clients>,
+        clients: &Clients,
     ) -> Result<Self, NotMade> {
         let client = clients.client(namespace, material.tls.as_ref()).map_err(|error| tls(&error))?;
         let (target, path) = target(namespace, webhook, &material, clients)?;
         let headers = headers(webhook, &material)?;
         let masks = masks(webhook, &material, &path);
-        let (webhook, clients) = (Arc::clone(webhook), Arc::clone(clients));
         let (has_told, sampled) = (AtomicBool::default(), Taken::default());
-        Ok(Self { webhook, clients, material, client, target, headers, masks, has_told, sampled })
-    }
-
-    /// Whether it was made of these.
-    pub(super) fn is_of(&self, webhook: &Arc<WebhookEntry>, material: &Arc<Material>, clients: &Arc<Clients>) -> bool {
-        Arc::ptr_eq(&self.webhook, webhook)
-            && Arc::ptr_eq(&self.material, material)
-            && Arc::ptr_eq(&self.clients, clients)
+        Ok(Self { material, client, target, headers, masks, has_told, sampled })
     }
 }
 

@@ -32,18 +32,18 @@ const MARK: &str = "canary-";
 
 /// All that was logged while it lives, by every crate and on every level.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     /// For this thread, on which a test runs with all that it spawns.
-    fn capture(&self) -> DefaultGuard {
+    pub(super) fn capture(&self) -> DefaultGuard {
         let log = self.clone();
         let subscriber =
             tracing_subscriber::fmt().with_max_level(Level::TRACE).with_writer(move || log.clone()).finish();
         tracing::subscriber::set_default(subscriber)
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 }

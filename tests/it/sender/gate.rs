@@ -12,7 +12,8 @@ use posthorn::{
 use serde_json::{Value, json};
 
 use super::{
-    Endpoint, NAMESPACE, Rig, entry, fingerprint_key, job, merged, object, seconds, verification, verified, verified_at,
+    Endpoint, NAMESPACE, Rig, canary::Log, entry, fingerprint_key, job, merged, object, seconds, verification,
+    verified, verified_at,
 };
 
 /// A spec and the status of its verification, which a row of the table changes.
@@ -192,6 +193,25 @@ async fn the_rules_of_the_pool_are_those_of_the_attempt() {
         (1, before),
         "not even on the old connection"
     );
+}
+
+#[tokio::test]
+async fn a_url_that_the_rules_refuse_is_logged_once_until_something_changes() {
+    let log = Log::default();
+    let _capturing = log.capture();
+    let told = || log.text().matches("the rules of the pool do not allow where a Webhook leads").count();
+    let rig = Rig::new();
+    let webhook = verified(&json!({ "url": "https://10.1.2.3/hook" }));
+    for _ in 0..3 {
+        assert_eq!(rig.failure(&webhook).await, Reason::DestinationNotAllowed);
+    }
+    assert_eq!(told(), 1);
+    assert!(log.text().contains("10.1.2.3"), "the operator sees which address");
+    let edited = verified(&json!({ "url": "https://10.1.2.4/hook" }));
+    for _ in 0..3 {
+        assert_eq!(rig.failure(&edited).await, Reason::DestinationNotAllowed);
+    }
+    assert_eq!(told(), 2);
 }
 
 #[test]
