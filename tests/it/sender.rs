@@ -6,6 +6,7 @@ mod canary;
 mod connections;
 mod endpoint;
 mod gate;
+mod history;
 mod secrets;
 mod signatures;
 mod tls;

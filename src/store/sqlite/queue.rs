@@ -348,3 +348,44 @@ impl Prepared {
         Self { head: rows::head_text(&event.head), dedup: rows::DedupKey::of(&event), event }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_transaction_of_batches_the_next_ones_wait_as_long_as_it_took_at_most_the_limit() {
+        let check = |took: Duration, expected: Duration| {
+            let begin = clock::monotonic();
+            let mut taking = Taking { batches_at: Some(begin), ..Taking::default() };
+            let end = begin + took;
+            taking.rest(end);
+            assert_eq!(taking.pause(end), expected, "a transaction of {took:?}");
+            assert_eq!(taking.pause(end + expected), Duration::ZERO, "after {expected:?}");
+            taking.rest(end);
+            assert_eq!(taking.pause(end), Duration::ZERO, "one without batches, after {took:?}");
+        };
+        check(Duration::from_micros(300), Duration::from_micros(300));
+        check(BATCHES_WAIT_MAX, BATCHES_WAIT_MAX);
+        check(Duration::from_secs(1), BATCHES_WAIT_MAX);
+        assert_eq!(Taking::default().pause(clock::monotonic()), Duration::ZERO);
+    }
+
+    #[test]
+    fn people_and_full_transactions_wait_for_no_pause() {
+        let batch = |bytes| Batch { events: Vec::new(), bytes, reply: oneshot::channel().0 };
+        let waiting = |batches: usize, bytes: usize| Waiting {
+            batches: (0..batches).map(|_| batch(bytes)).collect(),
+            batch_bytes: batches * bytes,
+            ..Waiting::default()
+        };
+        assert!(waiting(TRANSACTION_BATCHES_MAX - 1, 1).has_only_batches());
+        assert!(!waiting(TRANSACTION_BATCHES_MAX, 1).has_only_batches());
+        assert!(waiting(1, TRANSACTION_BYTES_MAX - 1).has_only_batches());
+        assert!(!waiting(1, TRANSACTION_BYTES_MAX).has_only_batches());
+        let command = Command::Note(HookId(1), HookNote::Circuit(None), oneshot::channel().0);
+        assert!(!Waiting { commands: vec![command], ..waiting(1, 1) }.has_only_batches());
+        assert!(!Waiting { limits: Some(StoreLimits::default()), ..waiting(1, 1) }.has_only_batches());
+        assert!(!Waiting { close: Some(oneshot::channel().0), ..waiting(1, 1) }.has_only_batches());
+    }
+}
