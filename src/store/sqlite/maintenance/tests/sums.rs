@@ -161,6 +161,8 @@ impl Run {
 
     /// Everything of the store adds up, as people and as the tables see it.
     async fn check(mut self, is_drained: bool) -> Result<(), TestCaseError> {
+        // Upkeep may still be at work between the two questions below.
+        settle(self.store()).await;
         let totals = self.store().totals().await.unwrap();
         let known = self.store().known().await.unwrap();
         let pending: u64 = known.hooks.iter().map(|hook| hook.pending).sum();
