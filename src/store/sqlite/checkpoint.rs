@@ -15,7 +15,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -136,7 +136,9 @@ impl Log {
 
 /// The background thread, and what the writer knows of it.
 pub(super) struct Checkpointer {
-    ask: SyncSender<()>,
+    /// None at the end.
+    ask: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
     /// After a restart that readers prevented: pages at which it is tried again.
     again_at: u64,
@@ -177,8 +179,17 @@ impl Checkpointer {
         let (ask, asked) = sync_channel(1);
         let shared = Arc::new(Shared::default());
         let thread_shared = shared.clone();
-        thread::Builder::new().name("checkpoint".to_owned()).spawn(move || serve(&db, &asked, &thread_shared))?;
-        Ok(Self { ask, shared, again_at: 0, paused_until: None, size_bytes, bounds: Bounds::of(size_bytes) })
+        let thread = thread::Builder::new().name("checkpoint".to_owned());
+        let thread = thread.spawn(move || serve(&db, &asked, &thread_shared))?;
+        Ok(Self {
+            ask: Some(ask),
+            thread: Some(thread),
+            shared,
+            again_at: 0,
+            paused_until: None,
+            size_bytes,
+            bounds: Bounds::of(size_bytes),
+        })
     }
 
     /// The store has another size from now on.
@@ -258,7 +269,7 @@ impl Checkpointer {
 
     fn start_passive(&self) {
         self.shared.lock().is_running = true;
-        if self.ask.try_send(()).is_err() {
+        if !self.ask.as_ref().is_some_and(|ask| ask.try_send(()).is_ok()) {
             self.shared.lock().is_running = false;
         }
     }
@@ -275,6 +286,17 @@ impl Checkpointer {
         };
         self.again_at = if is_done { 0 } else { log.pages + self.bounds.passive };
         Ok(is_done)
+    }
+}
+
+/// What is closed leaves no file open.
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.ask = None;
+        if let Some(thread) = self.thread.take() {
+            // It ended by itself if it panicked; there is nobody left to tell.
+            drop(thread.join());
+        }
     }
 }
 

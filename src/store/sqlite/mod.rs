@@ -132,7 +132,7 @@ impl SqliteStore {
             recorded: watch::Sender::new(RecordTicket::default()),
             is_behind: false.into(),
             #[cfg(test)]
-            breaks: 0.into(),
+            breaks: stuck::Breaks::default(),
         });
         let state = State {
             next: opened.next,

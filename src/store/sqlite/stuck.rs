@@ -7,6 +7,9 @@
 //! of them fit. Deliveries go on meanwhile: the dispatcher starts no more of them
 //! than it may have outcomes that are not durable.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use rusqlite::{Error, Result};
@@ -24,7 +27,7 @@ use crate::{
 };
 
 /// How long publishers are refused before the next try.
-const RETRY_EVERY: Duration = Duration::from_millis(250);
+const RETRY_EVERY: Duration = Duration::from_millis(if cfg!(test) { 2 } else { 250 });
 
 /// What is tried while there is no room.
 pub(super) struct Stuck {
@@ -38,6 +41,29 @@ pub(super) struct Stuck {
 pub(super) struct Before {
     pub(super) next: Pos,
     pub(super) next_attempt: i64,
+}
+
+/// Lets commits fail as a disk would.
+#[cfg(test)]
+#[derive(Default)]
+pub(super) struct Breaks(std::sync::Mutex<(i32, u32)>);
+
+#[cfg(test)]
+impl Breaks {
+    /// So many commits from now on fail with this code of SQLite.
+    pub(super) fn fail(&self, code: i32, commits: u32) {
+        *self.0.lock().unwrap() = (code, commits);
+    }
+
+    /// Why this commit fails. A failed sync is only one's who waits for it.
+    pub(super) fn next(&self, is_full_sync: bool) -> Result<()> {
+        let (code, left) = &mut *self.0.lock().unwrap();
+        if *left == 0 || (*code == rusqlite::ffi::SQLITE_IOERR_FSYNC && !is_full_sync) {
+            return Ok(());
+        }
+        *left -= 1;
+        Err(Error::SqliteFailure(rusqlite::ffi::Error::new(*code), None))
+    }
 }
 
 impl Writer {

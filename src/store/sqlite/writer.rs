@@ -74,9 +74,8 @@ pub(super) struct Shared {
     pub(super) recorded: watch::Sender<RecordTicket>,
     /// The write-ahead log is too long to accept more.
     pub(super) is_behind: AtomicBool,
-    /// Commits fail with this code of SQLite; 0: they do not.
     #[cfg(test)]
-    pub(super) breaks: std::sync::atomic::AtomicI32,
+    pub(super) breaks: super::stuck::Breaks,
 }
 
 /// What the writer knows of the tables, so that it need not ask.
@@ -342,11 +341,7 @@ impl Writer {
 
     fn commit(&self) -> Result<()> {
         #[cfg(test)]
-        match self.shared.breaks.load(Ordering::Relaxed) {
-            0 => {}
-            rusqlite::ffi::SQLITE_IOERR_FSYNC if !self.is_full_sync => {}
-            code => return Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None)),
-        }
+        self.shared.breaks.next(self.is_full_sync)?;
         self.db.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
     }
