@@ -267,6 +267,8 @@ async fn a_disk_that_others_filled_loses_nothing_and_the_store_goes_on_when_ther
     }
     let failed = all.iter().find(|said| matches!(said, Said::Failed(_)));
     assert_eq!(failed, None, "a full disk ends nobody");
+    // Nor does it keep anybody from beginning.
+    disk.fill();
     all.extend(writer.kill());
     let all = acknowledged(&all);
     let mut report = Report::default();

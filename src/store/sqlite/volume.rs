@@ -231,3 +231,96 @@ fn extended_code(error: &rusqlite::Error) -> Option<i32> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    #[test]
+    fn a_store_and_its_log_fit_their_volume() {
+        // 90 % of a volume of 10 GiB, of which the file system takes 2 %.
+        assert_eq!(fitting(9_216 * MIB, 10_035 * MIB), 9_216 * MIB);
+        // The same of 64 MiB, as ext4 has it: 4 MiB of log, a transaction behind it,
+        // a chunk, and what is spare.
+        let chunk = chunk_bytes(57 * MIB);
+        assert_eq!(fitting(57 * MIB, 52 * MIB), 52 * MIB - 4 * MIB - TRANSACTION_LOG_BYTES - chunk - SPARE_BYTES);
+        assert_eq!(fitting(57 * MIB, 0), 57 * MIB, "no capacity is told");
+        assert_eq!(fitting(57 * MIB, MIB), PAGE_BYTES);
+    }
+
+    #[test]
+    fn chunks_are_whole_pages_and_a_part_of_the_store() {
+        let chunks = [MIB, 57 * MIB, 128 * MIB, 9_216 * MIB].map(chunk_bytes);
+        assert_eq!(chunks, [64 * 1024, 456 * PAGE_BYTES, 8 * MIB, 8 * MIB]);
+    }
+
+    #[test]
+    fn only_want_of_room_is_no_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = Volume::new(folder.path(), StoreLimits::default());
+        let check = |code, expected| {
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            assert_eq!(refusal(&error, &volume), expected, "{code}");
+        };
+        check(ffi::SQLITE_FULL, Some(AcceptError::Full));
+        check(ffi::SQLITE_IOERR_SHMSIZE, Some(AcceptError::Unknown));
+        for code in [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR, ffi::SQLITE_CORRUPT] {
+            check(code, None);
+        }
+        assert_eq!(refusal(&rusqlite::Error::InvalidQuery, &volume), None);
+    }
+
+    #[test]
+    fn the_database_has_room_ahead_of_what_is_used_up_to_its_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |size_bytes, used, expected| {
+            let database = super::super::open::lock(folder.path()).unwrap();
+            let db = database.writer().unwrap();
+            grow_in_chunks(&db, size_bytes).unwrap();
+            let mut volume = Volume::new(folder.path(), StoreLimits { size_bytes, ..StoreLimits::default() });
+            assert_eq!(volume.look(&db, used), None);
+            assert_eq!(
+                volume.room(),
+                VolumeRoom { for_events: true, database: expected, kept: chunk_bytes(size_bytes) }
+            );
+            // What is taken is still there when the log was copied.
+            db.execute_batch("CREATE TABLE IF NOT EXISTS t (x); INSERT INTO t VALUES (1)").unwrap();
+            db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+            volume.look(&db, used);
+            assert_eq!(volume.room().database, expected);
+        };
+        check(MIB, 0, MIB);
+        check(1024 * MIB, 0, 32 * MIB);
+        check(1024 * MIB, 3 * MIB, 40 * MIB);
+        check(1024 * MIB, 8 * MIB, 40 * MIB);
+    }
+
+    #[test]
+    fn a_log_begins_with_zeros_and_a_store_opens_on_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join(format!("{DATABASE_FILE}-wal"));
+        let begin = |size_bytes, expected| {
+            let database = super::super::open::lock(folder.path()).unwrap();
+            let db = database.writer().unwrap();
+            db.execute_batch("CREATE TABLE IF NOT EXISTS t (x)").unwrap();
+            db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+            zero_log(folder.path(), size_bytes).unwrap();
+            assert_eq!(length(&log), expected);
+            db.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+            assert_eq!(length(&log), expected, "it is overwritten in place");
+            db
+        };
+        let db = begin(MIB, MIB);
+        // As a crash leaves it, zeros behind the last frame.
+        let copy = tempfile::tempdir().unwrap();
+        for name in [DATABASE_FILE.to_owned(), format!("{DATABASE_FILE}-wal")] {
+            fs::copy(folder.path().join(&name), copy.path().join(&name)).unwrap();
+        }
+        let crashed = Connection::open(copy.path().join(DATABASE_FILE)).unwrap();
+        assert_eq!(crashed.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)), Ok(1));
+        drop(db);
+        drop(begin(1024 * MIB, LOG_ZEROED_BYTES));
+    }
+}

@@ -249,6 +249,7 @@ impl Writer {
             self.configure(limits)?;
         }
         self.room.look_at(self.volume.room());
+        self.metrics.look_at(self.volume.room());
         self.checkpointer.confine(self.volume.confined_log());
         Ok(())
     }
