@@ -63,6 +63,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the API server to list everything before the pod is ready with what
 /// its store remembers: it may know better, and mostly it is there.
 const LISTING_PATIENCE: Duration = Duration::from_secs(2);
+/// Time beyond it for outcomes to become durable: they do not while the volume is
+/// full.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the store to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The token of the pod's own ServiceAccount: tells whose tokens the API server makes.
@@ -294,10 +297,17 @@ impl Base {
         tracing::info!("shutting down");
         self.serving.not_ready("shutting down");
         handle.shutdown(GRACE);
-        let (ended, ()) = tokio::join!(dispatching, async { while served.join_next().await.is_some() {} });
+        let (ended, ()) = tokio::join!(timeout(GRACE + RECORD_TIMEOUT, &mut dispatching), async {
+            while served.join_next().await.is_some() {}
+        });
         tasks.shutdown().await;
-        if let Ok(Err(error)) = ended {
-            return Err(error);
+        match ended {
+            Ok(Ok(Err(error))) => return Err(error),
+            Ok(_) => {}
+            Err(_) => {
+                dispatching.abort();
+                tracing::warn!("the last outcomes could not be recorded; what they delivered is delivered again");
+            }
         }
         timeout(CLOSE_TIMEOUT, partition.close()).await.unwrap_or(Ok(()))?;
         tracing::info!("the store is closed");

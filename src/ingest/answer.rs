@@ -362,7 +362,7 @@ fn full() -> Problem {
         StatusCode::INSUFFICIENT_STORAGE,
         "urn:posthorn:problem:store-full",
         "The store is nearly full",
-        "nothing was accepted: the store of the DeliveryPool has no room until events are delivered or expire, or it \
-         is made larger",
+        "nothing was accepted: the store of the DeliveryPool has no room until events are delivered or expire, its \
+         volume has room again, or it is made larger",
     )
 }

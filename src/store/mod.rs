@@ -55,8 +55,8 @@ pub trait Router: Send {
     /// backfill and replay by time.
     fn wants(&self, sub: SubId, event: RouteKey<'_>) -> bool;
 
-    /// Hooks and Subscriptions changed; called when the change is in the same
-    /// transaction as the positions that follow.
+    /// Hooks and Subscriptions changed; called when the change is durable, before
+    /// the next position is given out.
     fn apply(&mut self, changes: &[RouteChange]);
 }
 

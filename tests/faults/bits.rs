@@ -33,7 +33,7 @@ struct Seen {
 async fn no_flipped_bit_changes_what_is_delivered_or_stays_unseen_in_an_event() {
     let original = TempDir::new().unwrap();
     let positions = damage::store_with(original.path(), EVENTS).await;
-    let bytes = fs::read(damage::database(original.path())).unwrap();
+    let bytes = damage::pages(original.path());
     let expected = data(original.path(), &positions).await.unwrap();
     assert!(expected.iter().all(Option::is_some));
     let mut seen = Seen::default();

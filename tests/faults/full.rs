@@ -1,12 +1,16 @@
 //! The store is full, or its disk.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use posthorn::{
     event::Pos,
     store::{
-        AcceptError, Accepted, Attempt, History, HookId, Ingest, NewEvent, Next, Outcome, Partition, RouteChange,
-        RouteKey, Router, StoreError, StoreLimits, SubId, Target, news_channel,
+        AcceptError, Accepted, Attempt, History, HookId, HookNote, Ingest, NewEvent, Next, Outcome, Partition,
+        RouteChange, RouteKey, Router, Space, StoreLimits, SubId, Target, news_channel,
         sqlite::{DATABASE_FILE, SqliteConfig, SqliteStore, verify},
     },
 };
@@ -18,6 +22,7 @@ use crate::{
         oracle::{Report, acknowledged, missing},
         writer::{self, Plan, Said, Writer},
     },
+    scaled,
 };
 
 const DISK_MIB: u64 = 64;
@@ -29,6 +34,9 @@ const BATCH: usize = 200;
 /// So many that no backlog reaches its share of the store: what is beyond that
 /// dies and is evicted, and the store is never full.
 const HOOKS: usize = 12;
+
+/// Within this time a store goes on when there is room.
+const RECOVER_MAX: Duration = Duration::from_secs(20);
 
 /// An event goes to the Webhook that its type names.
 #[derive(Default)]
@@ -99,7 +107,7 @@ async fn deliver(store: &SqliteStore, clock: &TestClock, hooks: &[HookId], posit
 async fn ten_seconds_pass(store: &SqliteStore, clock: &TestClock) {
     clock.advance(Duration::from_secs(10));
     for _ in 0..20 {
-        store.note(HookId(0), posthorn::store::HookNote::Circuit(None)).await.unwrap();
+        store.note(HookId(0), HookNote::Circuit(None)).await.unwrap();
     }
 }
 
@@ -138,7 +146,95 @@ async fn a_full_store_refuses_events_records_outcomes_and_recovers() {
     let last = accepted[accepted.len() - 200..].iter().map(|(_, pos)| *pos);
     let stored = store.bodies(last.collect()).await.unwrap();
     assert!(stored.iter().all(|stored| matches!(stored, posthorn::store::StoredEvent::Event(_))));
+    store.close().await.unwrap();
     println!("full store: {} events through {DISK_MIB} MiB, refused {refusals} times", accepted.len());
+}
+
+/// Hands outcomes in and says whether they are durable within this time.
+async fn deliver_within(
+    time: Duration,
+    store: &SqliteStore,
+    clock: &TestClock,
+    hooks: &[HookId],
+    positions: &[(usize, Pos)],
+) -> bool {
+    tokio::time::timeout(time, deliver(store, clock, hooks, positions)).await.is_ok()
+}
+
+/// A publisher that tries again until it is not refused.
+async fn accept_in_time(store: &SqliteStore, clock: &TestClock) {
+    let begun = Instant::now();
+    loop {
+        match store.accept(vec![event(0)]).await {
+            Ok(_) => return,
+            Err(AcceptError::Full | AcceptError::Busy { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+        assert!(begun.elapsed() < RECOVER_MAX, "it takes events again when there is room");
+        clock.advance(Duration::from_secs(1));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn deliveries_go_on_while_others_fill_the_disk_and_outcomes_wait_when_even_the_log_is_full() {
+    let disk = Disk::new(DISK_MIB);
+    let clock = Arc::new(TestClock::new());
+    let store = open(&disk, &clock);
+    writer::register(&store, HOOKS).await;
+    let hooks: Vec<HookId> = store.known().await.unwrap().hooks.iter().map(|known| known.id).collect();
+    let mut accepted = Vec::new();
+    while accepted.len() < 6_000 {
+        let verdicts = store.accept((0..BATCH).map(event).collect()).await.unwrap();
+        accepted.extend(verdicts.into_iter().enumerate().map(|(n, verdict)| match verdict {
+            Accepted::New(id) => (n % HOOKS, id.pos),
+            verdict => panic!("{verdict:?}"),
+        }));
+    }
+    let filler = disk.fill();
+    // A look at the volume comes with each transaction.
+    deliver(&store, &clock, &hooks, &accepted[..1]).await;
+    assert_eq!(store.accept(vec![event(0)]).await, Err(AcceptError::Full));
+    assert_eq!(store.space(writer::NAMESPACE_UID), Space::StoreFull);
+    let (now, later) = accepted[1..].split_at(3_000);
+    for chunk in now.chunks(20) {
+        assert!(deliver_within(RECOVER_MAX, &store, &clock, &hooks, chunk).await, "recorded though the disk is full");
+    }
+    // Somebody reads the whole store: the log cannot begin anew.
+    let reader = rusqlite::Connection::open(disk.path().join("store").join(DATABASE_FILE)).unwrap();
+    let snapshot = reader.unchecked_transaction().unwrap();
+    snapshot.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).unwrap();
+    let mut chunks = later.chunks(20);
+    let mut handed = 0;
+    for chunk in chunks.by_ref() {
+        handed += chunk.len();
+        if !deliver_within(Duration::from_millis(1_500), &store, &clock, &hooks, chunk).await {
+            break;
+        }
+    }
+    assert!(chunks.len() > 0, "the log is full in time");
+    let note = store.note(hooks[0], HookNote::Circuit(Some("open".into())));
+    let rest: Vec<_> = chunks.flatten().copied().collect();
+    let waiting = deliver(&store, &clock, &hooks, &rest);
+    let refused = store.accept(vec![event(0)]).await;
+    assert!(matches!(refused, Err(AcceptError::Full | AcceptError::Busy { .. })), "it answers: {refused:?}");
+    drop(snapshot);
+    drop(reader);
+    let (noted, ()) = tokio::time::timeout(RECOVER_MAX, futures::future::join(note, waiting)).await.unwrap();
+    noted.unwrap();
+    let totals = store.totals().await.unwrap();
+    assert_eq!((totals.delivered, totals.pending), (accepted.len() as u64, 0), "{totals:?}");
+    assert_eq!(store.accept(vec![event(0)]).await, Err(AcceptError::Full), "the disk is still full");
+    std::fs::remove_file(filler).unwrap();
+    accept_in_time(&store, &clock).await;
+    store.close().await.unwrap();
+    drop(store);
+    assert_eq!(verify(&disk.path().join("store").join(DATABASE_FILE)).unwrap().problems, []);
+    let store = open(&disk, &clock);
+    let known = store.known().await.unwrap();
+    assert_eq!(known.hooks[0].notes.circuit.as_deref(), Some("open"));
+    store.close().await.unwrap();
+    println!("full disk: the log took {handed} outcomes while it could not begin anew");
 }
 
 #[tokio::test]
@@ -146,24 +242,37 @@ async fn a_disk_that_others_filled_loses_nothing_and_the_store_goes_on_when_ther
     let disk = Disk::new(DISK_MIB);
     let folder = disk.path().join("store");
     let plan = Plan { bytes: EVENT_BYTES, size_bytes: SIZE_BYTES, ..Plan::default() };
-    let mut writer = Writer::start(&folder, plan);
-    let mut said: Vec<Said> = writer.listen(Duration::from_millis(100)).into_iter().map(|(_, said)| said).collect();
-    let filler = disk.fill();
-    said.extend(writer.listen(Duration::from_secs(20)).into_iter().map(|(_, said)| said));
-    assert!(said.iter().any(|said| matches!(said, Said::Failed(_))), "there was no room to write to: {said:?}");
-    let (is_good, rest) = writer.wait();
-    assert!(!is_good, "a process whose store failed ends with an error");
-    said.extend(rest);
-    std::fs::remove_file(filler).unwrap();
-    let all = acknowledged(&said);
-    assert!(!all.is_empty());
+    let writer = Writer::start(&folder, plan);
+    let said = |said: Vec<(Instant, Said)>| said.into_iter().map(|(_, said)| said);
+    let mut all: Vec<Said> = Vec::new();
+    for round in 0..scaled(3, 20) {
+        let before: Vec<Said> = said(writer.listen(Duration::from_millis(200))).collect();
+        assert!(!acknowledged(&before).is_empty(), "round {round}: it takes events");
+        all.extend(before);
+        let filler = disk.fill();
+        all.extend(said(writer.listen(Duration::from_millis(300))));
+        let full: Vec<Said> = said(writer.listen(Duration::from_secs(1))).collect();
+        assert!(full.iter().all(|said| *said == Said::Full), "round {round}: refused, and nothing else");
+        assert!(!full.is_empty(), "round {round}: it answers");
+        std::fs::remove_file(filler).unwrap();
+        let begun = Instant::now();
+        loop {
+            let after: Vec<Said> = said(writer.listen(Duration::from_millis(50))).collect();
+            all.extend(after.iter().cloned());
+            if !acknowledged(&after).is_empty() {
+                break;
+            }
+            assert!(begun.elapsed() < RECOVER_MAX, "round {round}: it takes events again when there is room");
+        }
+    }
+    let failed = all.iter().find(|said| matches!(said, Said::Failed(_)));
+    assert_eq!(failed, None, "a full disk ends nobody");
+    // Nor does it keep anybody from beginning.
+    disk.fill();
+    all.extend(writer.kill());
+    let all = acknowledged(&all);
     let mut report = Report::default();
     let lost = missing(&folder, &all, plan, &mut report).await;
     assert!(lost.is_empty(), "{lost:?}; {report:?}");
-    let (store, _news) = writer::open(&folder, SIZE_BYTES).unwrap();
-    let accepted = store.accept(vec![writer::event("after", EVENT_BYTES)]).await;
-    assert!(accepted.is_ok(), "{accepted:?}");
-    let closed: Result<(), StoreError> = store.close().await;
-    closed.unwrap();
     println!("full disk: {report:?}");
 }

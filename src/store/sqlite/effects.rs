@@ -2,12 +2,14 @@
 //! changes of counters. Collected while the transaction runs, applied after its
 //! commit, dropped with it if it fails.
 
+use std::sync::Arc;
+
 use k8s_openapi::jiff::Timestamp;
 use rusqlite::Connection;
 
 use crate::{
     event::{Pos, StoreTime},
-    store::{DeadReason, DiscardReason, HookId, News, Router, StoreLimits},
+    store::{DeadReason, DiscardReason, HookId, News, RouteChange, Router, StoreLimits},
 };
 
 /// Positions of one bucket: `bucket = seq >> BUCKET_SHIFT`.
@@ -38,6 +40,10 @@ pub(super) struct Step<'a> {
 pub(super) struct Effects {
     /// For the dispatcher.
     pub(super) news: Vec<News>,
+    /// For the router.
+    pub(super) routes: Vec<RouteChange>,
+    /// UIDs of namespaces that are gone.
+    pub(super) gone: Vec<Arc<str>>,
     /// Changes of the counters of hooks; several for one hook are added up.
     pub(super) deltas: Vec<TallyDelta>,
     /// Changes of the store's totals.

@@ -3,10 +3,10 @@
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 
-use super::effects::Effects;
+use super::{effects::Effects, volume::VolumeRoom};
 use crate::{
     runtime::metrics::MetricsRegistry,
     store::{DeadReason, DiscardReason},
@@ -23,6 +23,7 @@ struct ReasonLabel {
 #[derive(Clone, Debug, Default)]
 pub struct StoreMetrics {
     events_removed: Counter,
+    volume_full: Gauge,
     routed: Counter,
     delivered: Counter,
     dead: Family<ReasonLabel, Counter>,
@@ -38,6 +39,11 @@ impl StoreMetrics {
             "Events that retention or the end of their namespace removed",
             metrics.events_removed.clone(),
         );
+        registry.register(
+            "store_volume_full",
+            "1 while the volume has no room for more events, whoever filled it",
+            metrics.volume_full.clone(),
+        );
         registry.register("deliveries_routed", "Deliveries that became owed", metrics.routed.clone());
         registry.register("deliveries_delivered", "Deliveries that were delivered", metrics.delivered.clone());
         registry.register("deliveries_dead", "Deliveries that became dead letters, by reason", metrics.dead.clone());
@@ -47,6 +53,10 @@ impl StoreMetrics {
             metrics.discarded.clone(),
         );
         metrics
+    }
+
+    pub(super) fn look_at(&self, room: VolumeRoom) {
+        self.volume_full.set(i64::from(!room.for_events));
     }
 
     pub(super) fn committed(&self, effects: &Effects) {

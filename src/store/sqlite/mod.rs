@@ -11,7 +11,8 @@
 //! # Guarantees
 //! A call that returned without an error is on stable storage; outcomes survive
 //! the end of the process at once, and that of the machine from the next such
-//! call on. Nothing is tried again after an error of the disk.
+//! call on. Nothing is tried again after an error of the disk, but that it is full
+//! ([`stuck`], [`volume`]).
 
 mod accept;
 mod backup;
@@ -22,17 +23,20 @@ mod maintenance;
 mod metrics;
 mod open;
 mod outcomes;
+mod pending;
 mod queue;
 mod read;
 mod readers;
 mod register;
 mod rows;
 mod space;
+mod stuck;
 mod tally;
 #[cfg(test)]
 mod tests;
 mod time;
 mod verify;
+mod volume;
 mod writer;
 
 use std::{
@@ -56,11 +60,12 @@ pub use verify::{Problem, Verification, verify};
 use self::{
     checkpoint::Checkpointer,
     open::{Database, Opened},
-    queue::Command,
+    queue::{Ask, Command},
     readers::Readers,
     rows::Epochs,
     space::{Room, Usage},
     tally::Ledger,
+    volume::Volume,
     writer::{Shared, State, Writer},
 };
 use crate::{
@@ -102,15 +107,20 @@ impl SqliteStore {
     pub fn open(config: SqliteConfig, mut router: Box<dyn Router>, news: NewsSender) -> Result<Arc<Self>, OpenError> {
         let opened = open::open(&config)?;
         let fail = OpenError::database(&config.folder);
-        let loaded = Loaded::read(&opened, &config.limits).map_err(&fail)?;
+        let volume = Volume::new(&config.folder, config.limits);
+        let limits = *volume.limits();
+        let loaded = Loaded::read(&opened, &limits).map_err(&fail)?;
         let pending = |hook| loaded.ledger.tallies.pending(hook);
         router.apply(&register::route_changes(register::known(&opened.db, pending).map_err(&fail)?));
         let refills = Readers::open(&opened.database).map_err(&fail)?;
         let questions = Readers::open(&opened.database).map_err(&fail)?;
         let io_fail = |source| OpenError::Io { folder: config.folder.clone(), source };
-        let size_bytes = config.limits.size_bytes;
-        let checkpointer =
-            Checkpointer::start(opened.database.writer().map_err(&fail)?, size_bytes).map_err(io_fail)?;
+        let copier = opened.database.writer().map_err(&fail)?;
+        for db in [&opened.db, &copier] {
+            volume::grow_in_chunks(db, limits.size_bytes).map_err(&fail)?;
+        }
+        volume::zero_log(&config.folder, limits.size_bytes).map_err(io_fail)?;
+        let checkpointer = Checkpointer::start(copier, limits.size_bytes).map_err(io_fail)?;
         let store_id = Arc::from(opened.store_id);
         let epochs = Arc::new(opened.epochs);
         let Loaded { ledger, room, usage, dedup_buckets, first_buckets } = loaded;
@@ -122,19 +132,19 @@ impl SqliteStore {
             recorded: watch::Sender::new(RecordTicket::default()),
             is_behind: false.into(),
             #[cfg(test)]
-            breaks: false.into(),
+            breaks: stuck::Breaks::default(),
         });
         let state = State {
             next: opened.next,
             next_attempt: opened.next_attempt,
             epochs: epochs.clone(),
-            limits: config.limits,
+            limits,
             namespaces: HashMap::new(),
             dedup_buckets,
             first_buckets,
             targets: Vec::new(),
         };
-        let writer = Writer {
+        let mut writer = Writer {
             shared: shared.clone(),
             db: opened.db,
             router,
@@ -145,12 +155,15 @@ impl SqliteStore {
             successes: outcomes::Successes::default(),
             rounds: maintenance::Rounds::default(),
             checkpointer,
+            volume,
+            stuck: None,
             metrics: config.metrics,
             due: StoreTime(0),
             is_upkeep_spare: false,
             awaited_took: Duration::ZERO,
             is_full_sync: true,
         };
+        writer.look_at_volume().map_err(&fail)?;
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());
         let thread = Some(thread.map_err(io_fail)?);
         Ok(Arc::new(Self { shared, store_id, epochs, refills, questions, thread, _database: opened.database }))
@@ -242,7 +255,7 @@ impl Ingest for SqliteStore {
 
 impl Partition for SqliteStore {
     fn register(&self, changes: Vec<Register>) -> Answer<'_, Vec<Registered>> {
-        self.command(|reply| Command::Register(changes, reply))
+        self.command(|reply| Command::Register(Ask::new(changes, reply)))
     }
 
     fn known(&self) -> Answer<'_, Known> {
@@ -284,7 +297,7 @@ impl Partition for SqliteStore {
     }
 
     fn note(&self, hook: HookId, note: HookNote) -> Answer<'_, ()> {
-        self.command(|reply| Command::Note(hook, note, reply))
+        self.command(|reply| Command::Note(Ask::new((hook, note), reply)))
     }
 
     fn tallies(&self, after: TallyRevision, limit: usize) -> Answer<'_, TallyPage> {
@@ -298,11 +311,11 @@ impl Partition for SqliteStore {
     }
 
     fn mark_cards(&self, marks: Vec<CardMark>) -> Answer<'_, ()> {
-        self.command(|reply| Command::MarkCards(marks, reply))
+        self.command(|reply| Command::MarkCards(Ask::new(marks, reply)))
     }
 
     fn replay(&self, order: ReplayOrder) -> Answer<'_, ReplayRun> {
-        self.command(|reply| Command::Replay(order, reply))
+        self.command(|reply| Command::Replay(Ask::new(order, reply)))
     }
 
     fn replay_run(&self, identity: ReplayIdentity) -> Answer<'_, Option<ReplayRun>> {
@@ -310,7 +323,7 @@ impl Partition for SqliteStore {
     }
 
     fn cancel_replay(&self, identity: ReplayIdentity) -> Answer<'_, Option<ReplayRun>> {
-        self.command(|reply| Command::CancelReplay(identity, reply))
+        self.command(|reply| Command::CancelReplay(Ask::new(identity, reply)))
     }
 
     fn configure(&self, limits: StoreLimits) {

@@ -322,7 +322,10 @@ fn migrate(config: &SqliteConfig, db: &mut Connection) -> Result<(), OpenError> 
 
 /// The store's id and epochs; the pool becomes this one if it was taken over.
 fn identify(config: &SqliteConfig, db: &Connection) -> rusqlite::Result<Option<(String, Epochs)>> {
-    set_meta(db, "pool", &config.pool)?;
+    // A start writes nothing that it need not: the volume may be full.
+    if meta::<String>(db, "pool")?.as_deref() != Some(&config.pool) {
+        set_meta(db, "pool", &config.pool)?;
+    }
     let store: Option<String> = meta(db, "store")?;
     let epochs: Option<String> = meta(db, "epochs")?;
     Ok(store.zip(epochs.as_deref().and_then(Epochs::parse)))

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{accept::Prepared, rows};
+use super::{accept::Prepared, checkpoint::TransactionMost, pending::Pending, rows};
 use crate::{
     runtime::clock,
     store::{
@@ -19,8 +19,6 @@ use crate::{
 
 /// Bytes of events that wait for the writer at most.
 pub const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Bytes of events in one transaction at most, but for its first batch.
-const TRANSACTION_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Batches in one transaction at most.
 const TRANSACTION_BATCHES_MAX: usize = 1024;
 /// How long outcomes wait for an accept whose sync they can share.
@@ -36,32 +34,78 @@ const EVENT_EXTRA_BYTES: usize = 512;
 /// How the answer to a call comes back.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
+/// What becomes of a batch.
+pub(super) type Verdict = Result<Vec<Accepted>, AcceptError>;
+
 /// A batch of a publisher.
 pub(super) struct Batch {
     pub(super) events: Vec<Prepared>,
     pub(super) bytes: usize,
-    pub(super) reply: oneshot::Sender<Result<Vec<Accepted>, AcceptError>>,
+    /// Known inside the transaction, told after its commit.
+    pub(super) verdict: Option<Verdict>,
+    reply: oneshot::Sender<Verdict>,
+}
+
+impl Batch {
+    /// Tells the verdict. Without one the publisher hears *unknown*.
+    pub(super) fn answer(self) {
+        if let Some(verdict) = self.verdict {
+            // A publisher that is gone needs no answer.
+            drop(self.reply.send(verdict));
+        }
+    }
+
+    /// Tells that nothing of it was stored.
+    pub(super) fn refuse(self, error: AcceptError) {
+        drop(self.reply.send(Err(error)));
+    }
+}
+
+/// A question to the writer. It stays whole until its transaction is durable: one
+/// that is rolled back is asked again.
+pub(super) struct Ask<Q, A> {
+    pub(super) question: Q,
+    /// Known inside the transaction, told after its commit.
+    pub(super) answer: Option<A>,
+    reply: Reply<A>,
+}
+
+impl<Q, A> Ask<Q, A> {
+    pub(super) const fn new(question: Q, reply: Reply<A>) -> Self {
+        Self { question, answer: None, reply }
+    }
+
+    fn end(self, refusal: Option<StoreError>) {
+        let answer = match refusal {
+            Some(error) => Some(Err(error)),
+            None => self.answer.map(Ok),
+        };
+        if let Some(answer) = answer {
+            // A caller that is gone needs no answer.
+            drop(self.reply.send(answer));
+        }
+    }
 }
 
 /// Something else to be done in a transaction.
 pub(super) enum Command {
-    Register(Vec<Register>, Reply<Vec<Registered>>),
-    Note(HookId, HookNote, Reply<()>),
-    Replay(ReplayOrder, Reply<ReplayRun>),
-    CancelReplay(ReplayIdentity, Reply<Option<ReplayRun>>),
-    MarkCards(Vec<CardMark>, Reply<()>),
+    Register(Ask<Vec<Register>, Vec<Registered>>),
+    Note(Ask<(HookId, HookNote), ()>),
+    Replay(Ask<ReplayOrder, ReplayRun>),
+    CancelReplay(Ask<ReplayIdentity, Option<ReplayRun>>),
+    MarkCards(Ask<Vec<CardMark>, ()>),
 }
 
 impl Command {
-    /// Answers that it was not done.
-    pub(super) fn refuse(self, error: StoreError) {
-        // A caller that is gone needs no answer.
-        let _gone = match self {
-            Self::Register(_, reply) => reply.send(Err(error)).is_err(),
-            Self::Note(_, _, reply) | Self::MarkCards(_, reply) => reply.send(Err(error)).is_err(),
-            Self::Replay(_, reply) => reply.send(Err(error)).is_err(),
-            Self::CancelReplay(_, reply) => reply.send(Err(error)).is_err(),
-        };
+    /// Tells the answer, or why there is none.
+    pub(super) fn end(self, refusal: Option<StoreError>) {
+        match self {
+            Self::Register(ask) => ask.end(refusal),
+            Self::Note(ask) => ask.end(refusal),
+            Self::Replay(ask) => ask.end(refusal),
+            Self::CancelReplay(ask) => ask.end(refusal),
+            Self::MarkCards(ask) => ask.end(refusal),
+        }
     }
 }
 
@@ -69,8 +113,6 @@ impl Command {
 #[derive(Default)]
 pub(super) struct Work {
     pub(super) outcomes: Vec<Outcome>,
-    /// The ticket of the last of them.
-    pub(super) ticket: RecordTicket,
     pub(super) commands: Vec<Command>,
     pub(super) batches: Vec<Batch>,
     pub(super) limits: Option<StoreLimits>,
@@ -85,13 +127,22 @@ impl Work {
     pub(super) fn is_awaited(&self) -> bool {
         !self.commands.is_empty() || !self.batches.is_empty() || self.close.is_some()
     }
+
+    /// Everything of it is durable.
+    pub(super) fn answer(self) {
+        for batch in self.batches {
+            batch.answer();
+        }
+        for command in self.commands {
+            command.end(None);
+        }
+    }
 }
 
 #[derive(Default)]
 struct Waiting {
-    outcomes: Vec<Outcome>,
+    outcomes: Pending,
     outcomes_since: Option<Instant>,
-    ticket: RecordTicket,
     commands: Vec<Command>,
     batches: VecDeque<Batch>,
     batch_bytes: usize,
@@ -129,11 +180,12 @@ impl Queue {
         &self,
         events: Vec<NewEvent>,
         is_behind: bool,
-    ) -> Result<oneshot::Receiver<Result<Vec<Accepted>, AcceptError>>, AcceptError> {
+    ) -> Result<oneshot::Receiver<Verdict>, AcceptError> {
         let bytes = events.iter().map(|event| event.data.len() + EVENT_EXTRA_BYTES).sum();
         let (reply, answer) = oneshot::channel();
         // Hashing happens here, so that the one writer has less to do.
-        let batch = Batch { events: events.into_iter().map(Prepared::new).collect(), bytes, reply };
+        let events = events.into_iter().map(Prepared::new).collect();
+        let batch = Batch { events, bytes, verdict: None, reply };
         let mut waiting = self.lock();
         if waiting.ended.is_some() || waiting.close.is_some() {
             return Err(AcceptError::NotStored);
@@ -151,10 +203,9 @@ impl Queue {
     /// Puts outcomes behind the others.
     pub(super) fn record(&self, outcomes: Vec<Outcome>) -> RecordTicket {
         let mut waiting = self.lock();
-        waiting.ticket.0 += 1;
-        let ticket = waiting.ticket;
-        if waiting.ended.is_none() {
-            waiting.outcomes.extend(outcomes);
+        let is_open = waiting.ended.is_none();
+        let ticket = waiting.outcomes.push(if is_open { outcomes } else { Vec::new() });
+        if is_open {
             if waiting.outcomes_since.is_none() {
                 waiting.outcomes_since = Some(clock::monotonic());
                 drop(waiting);
@@ -173,7 +224,7 @@ impl Queue {
         let command = make(reply);
         let mut waiting = self.lock();
         if let Some(error) = waiting.refusal() {
-            command.refuse(error);
+            command.end(Some(error));
         } else {
             waiting.commands.push(command);
             self.wake.notify_one();
@@ -207,18 +258,60 @@ impl Queue {
         self.wake.notify_one();
     }
 
-    /// Takes what waits; nothing if nothing comes within `patience`.
-    pub(super) fn take(&self, taking: &mut Taking, patience: Duration) -> Work {
+    /// So many outcomes more are durable; gives the last ticket that is, if it is
+    /// another one than before.
+    pub(super) fn recorded(&self, outcomes: usize) -> Option<RecordTicket> {
+        self.lock().outcomes.recorded(outcomes)
+    }
+
+    /// Takes what was rolled back, to be done again before everything that waits.
+    /// Batches are not among it: their publishers were refused.
+    pub(super) fn put_back(&self, work: Work) {
+        let mut waiting = self.lock();
+        if !work.outcomes.is_empty() {
+            waiting.outcomes.put_back(work.outcomes);
+            waiting.outcomes_since.get_or_insert_with(clock::monotonic);
+        }
+        waiting.commands.splice(..0, work.commands);
+    }
+
+    /// Whether somebody waits for the end.
+    pub(super) fn is_closing(&self) -> bool {
+        self.lock().close.is_some()
+    }
+
+    /// Refuses batches as full for this time; less if the end comes.
+    pub(super) fn refuse_batches(&self, time: Duration) {
+        let begin = clock::monotonic();
+        let mut waiting = self.lock();
+        loop {
+            let batches = std::mem::take(&mut waiting.batches);
+            waiting.batch_bytes = 0;
+            for batch in batches {
+                batch.refuse(AcceptError::Full);
+            }
+            let left = time.saturating_sub(clock::monotonic().saturating_duration_since(begin));
+            if left.is_zero() || waiting.close.is_some() || waiting.is_abandoned {
+                return;
+            }
+            waiting = self.wake.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Takes what waits, so much of it as may be in one transaction; nothing if
+    /// nothing comes within `patience`.
+    pub(super) fn take(&self, taking: &mut Taking, patience: Duration, most: TransactionMost) -> Work {
         let begin = clock::monotonic();
         taking.rest(begin);
         let mut waiting = self.lock();
         loop {
             let now = clock::monotonic();
             if waiting.is_urgent() {
-                let pause = if waiting.has_only_batches() { taking.pause(now) } else { Duration::ZERO };
+                let pause = if waiting.has_only_batches(most) { taking.pause(now) } else { Duration::ZERO };
                 if pause.is_zero() {
-                    taking.batches_at = (!waiting.batches.is_empty()).then_some(now);
-                    return waiting.take();
+                    let work = waiting.take(most);
+                    taking.batches_at = (!work.batches.is_empty()).then_some(now);
+                    return work;
                 }
                 // Asleep without the lock and out of reach of `wake`: whoever comes
                 // meanwhile wakes nobody.
@@ -233,7 +326,7 @@ impl Queue {
                 None => patience_left,
             };
             if left.is_zero() {
-                return waiting.take();
+                return waiting.take(most);
             }
             waiting = self.wake.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -250,10 +343,10 @@ impl Queue {
         let close = waiting.close.take();
         drop(waiting);
         for batch in batches {
-            drop(batch.reply.send(Err(AcceptError::NotStored)));
+            batch.refuse(AcceptError::NotStored);
         }
         for command in commands {
-            command.refuse(error.clone());
+            command.end(Some(error.clone()));
         }
         if let Some(reply) = close {
             drop(reply.send(Err(error.clone())));
@@ -281,13 +374,13 @@ impl Taking {
 
 impl Waiting {
     /// Whether nobody but publishers waits, and for no full transaction.
-    fn has_only_batches(&self) -> bool {
+    fn has_only_batches(&self, most: TransactionMost) -> bool {
         self.commands.is_empty()
             && self.limits.is_none()
             && self.close.is_none()
             && !self.is_abandoned
             && self.batches.len() < TRANSACTION_BATCHES_MAX
-            && self.batch_bytes < TRANSACTION_BYTES_MAX
+            && self.batch_bytes < most.batch_bytes
     }
 
     fn refusal(&self) -> Option<StoreError> {
@@ -306,34 +399,37 @@ impl Waiting {
             || self.is_abandoned
     }
 
-    fn take(&mut self) -> Work {
+    fn take(&mut self, most: TransactionMost) -> Work {
+        let commands = std::mem::take(&mut self.commands);
+        // Routes take effect when they are durable: no event shares a transaction
+        // with a change of them.
+        let has_routes = commands.iter().any(|command| matches!(command, Command::Register(_)));
+        let batches = if has_routes { Vec::new() } else { self.take_batches(most.batch_bytes) };
+        let outcomes = self.outcomes.take(most.outcomes);
+        if self.outcomes.is_empty() {
+            self.outcomes_since = None;
+        }
+        // The end comes when nothing is left.
+        let is_done = self.batches.is_empty() && self.outcomes.is_empty();
+        let close = if is_done { self.close.take() } else { None };
+        if close.is_some() {
+            self.ended = Some(closed());
+        }
+        Work { outcomes, commands, batches, limits: self.limits.take(), close, is_abandoned: self.is_abandoned }
+    }
+
+    fn take_batches(&mut self, bytes_max: usize) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut bytes = 0;
         while let Some(batch) = self.batches.front() {
-            if batches.len() == TRANSACTION_BATCHES_MAX
-                || (!batches.is_empty() && bytes + batch.bytes > TRANSACTION_BYTES_MAX)
-            {
+            if batches.len() == TRANSACTION_BATCHES_MAX || (!batches.is_empty() && bytes + batch.bytes > bytes_max) {
                 break;
             }
             bytes += batch.bytes;
             batches.extend(self.batches.pop_front());
         }
         self.batch_bytes -= bytes;
-        self.outcomes_since = None;
-        // The end comes when nothing is left.
-        let close = if self.batches.is_empty() { self.close.take() } else { None };
-        if close.is_some() {
-            self.ended = Some(closed());
-        }
-        Work {
-            outcomes: std::mem::take(&mut self.outcomes),
-            ticket: self.ticket,
-            commands: std::mem::take(&mut self.commands),
-            batches,
-            limits: self.limits.take(),
-            close,
-            is_abandoned: self.is_abandoned,
-        }
+        batches
     }
 }
 
@@ -373,19 +469,20 @@ mod tests {
 
     #[test]
     fn people_and_full_transactions_wait_for_no_pause() {
-        let batch = |bytes| Batch { events: Vec::new(), bytes, reply: oneshot::channel().0 };
+        let batch = |bytes| Batch { events: Vec::new(), bytes, verdict: None, reply: oneshot::channel().0 };
+        let most = TransactionMost { outcomes: 1, batch_bytes: 1_000_000, steps: 1 };
         let waiting = |batches: usize, bytes: usize| Waiting {
             batches: (0..batches).map(|_| batch(bytes)).collect(),
             batch_bytes: batches * bytes,
             ..Waiting::default()
         };
-        assert!(waiting(TRANSACTION_BATCHES_MAX - 1, 1).has_only_batches());
-        assert!(!waiting(TRANSACTION_BATCHES_MAX, 1).has_only_batches());
-        assert!(waiting(1, TRANSACTION_BYTES_MAX - 1).has_only_batches());
-        assert!(!waiting(1, TRANSACTION_BYTES_MAX).has_only_batches());
-        let command = Command::Note(HookId(1), HookNote::Circuit(None), oneshot::channel().0);
-        assert!(!Waiting { commands: vec![command], ..waiting(1, 1) }.has_only_batches());
-        assert!(!Waiting { limits: Some(StoreLimits::default()), ..waiting(1, 1) }.has_only_batches());
-        assert!(!Waiting { close: Some(oneshot::channel().0), ..waiting(1, 1) }.has_only_batches());
+        assert!(waiting(TRANSACTION_BATCHES_MAX - 1, 1).has_only_batches(most));
+        assert!(!waiting(TRANSACTION_BATCHES_MAX, 1).has_only_batches(most));
+        assert!(waiting(1, most.batch_bytes - 1).has_only_batches(most));
+        assert!(!waiting(1, most.batch_bytes).has_only_batches(most));
+        let command = Command::Note(Ask::new((HookId(1), HookNote::Circuit(None)), oneshot::channel().0));
+        assert!(!Waiting { commands: vec![command], ..waiting(1, 1) }.has_only_batches(most));
+        assert!(!Waiting { limits: Some(StoreLimits::default()), ..waiting(1, 1) }.has_only_batches(most));
+        assert!(!Waiting { close: Some(oneshot::channel().0), ..waiting(1, 1) }.has_only_batches(most));
     }
 }

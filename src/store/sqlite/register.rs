@@ -22,7 +22,7 @@ pub(super) struct Registrar<'a> {
     pub(super) wall_ms: i64,
     /// The next position that will be given out.
     pub(super) next: Pos,
-    /// For the router, before the next position is given out.
+    /// For the router, when they are durable.
     pub(super) changes: Vec<RouteChange>,
     /// UIDs of namespaces that are gone.
     pub(super) gone: Vec<Arc<str>>,
@@ -30,16 +30,16 @@ pub(super) struct Registrar<'a> {
 
 impl Registrar<'_> {
     /// Takes changes over in their order.
-    pub(super) fn all(&mut self, changes: Vec<Register>) -> Result<Vec<Registered>> {
-        changes.into_iter().map(|change| self.one(change)).collect()
+    pub(super) fn all(&mut self, changes: &[Register]) -> Result<Vec<Registered>> {
+        changes.iter().map(|change| self.one(change)).collect()
     }
 
-    fn one(&mut self, change: Register) -> Result<Registered> {
+    fn one(&mut self, change: &Register) -> Result<Registered> {
         match change {
             Register::Hook(hook) => self.hook(hook),
             Register::Sub(sub) => self.sub(sub),
             Register::HookGone { namespace_uid, name } => {
-                let Some(id) = hook_id(self.db, &namespace_uid, &name)? else { return Ok(Registered::Done) };
+                let Some(id) = hook_id(self.db, namespace_uid, name)? else { return Ok(Registered::Done) };
                 let mut update =
                     self.db.prepare_cached("UPDATE hook SET gone_at = coalesce(gone_at, ?2) WHERE id = ?1")?;
                 update.execute((id.0, self.now.0))?;
@@ -50,19 +50,19 @@ impl Registrar<'_> {
                 let mut update = self
                     .db
                     .prepare_cached("UPDATE sub SET gone_at = coalesce(gone_at, ?2) WHERE uid = ?1 RETURNING id")?;
-                let id: Option<i64> = update.query_row((&uid, self.now.0), |row| row.get(0)).optional()?;
+                let id: Option<i64> = update.query_row((uid, self.now.0), |row| row.get(0)).optional()?;
                 self.changes.extend(id.map(|id| RouteChange::SubGone(SubId(id))));
                 Ok(Registered::Done)
             }
             Register::NamespaceGone { uid } => {
-                self.namespace_gone(&uid)?;
-                self.gone.push(uid);
+                self.namespace_gone(uid)?;
+                self.gone.push(uid.clone());
                 Ok(Registered::Done)
             }
         }
     }
 
-    fn hook(&mut self, hook: HookDefinition) -> Result<Registered> {
+    fn hook(&mut self, hook: &HookDefinition) -> Result<Registered> {
         let (ns, _) = accept::namespace(self.db, &hook.namespace_uid, &hook.namespace)?;
         // A namesake of another UID takes the backlog up, but neither the circuit
         // nor the pause of its predecessor. What was withdrawn stays: the new one
@@ -76,11 +76,11 @@ impl Registrar<'_> {
         )?;
         let columns = (ns, &hook.name, &hook.uid, hook.max_age_ms, hook.is_ordered, &hook.document);
         let id = HookId(upsert.query_row(columns, |row| row.get(0))?);
-        self.changes.push(RouteChange::Hook { id, hook });
+        self.changes.push(RouteChange::Hook { id, hook: hook.clone() });
         Ok(Registered::Hook(id))
     }
 
-    fn sub(&mut self, sub: SubDefinition) -> Result<Registered> {
+    fn sub(&mut self, sub: &SubDefinition) -> Result<Registered> {
         let Some(hook) = hook_id(self.db, &sub.namespace_uid, &sub.webhook)? else {
             return Ok(Registered::NoSuchWebhook);
         };
@@ -92,9 +92,9 @@ impl Registrar<'_> {
         });
         let (id, live_from) = match known.optional()? {
             Some(known) => known,
-            None => (self.new_sub(hook, &sub)?, self.next),
+            None => (self.new_sub(hook, sub)?, self.next),
         };
-        self.changes.push(RouteChange::Sub { id, hook, live_from, sub });
+        self.changes.push(RouteChange::Sub { id, hook, live_from, sub: sub.clone() });
         Ok(Registered::Sub { id, live_from })
     }
 

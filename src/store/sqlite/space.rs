@@ -10,7 +10,7 @@ use std::{
 
 use rusqlite::{Connection, Result};
 
-use super::open::PAGE_BYTES;
+use super::{open::PAGE_BYTES, volume::VolumeRoom};
 use crate::store::{Space, StoreLimits};
 
 /// Part of the store's size that is kept free of events: outcomes of what is
@@ -97,8 +97,12 @@ pub(super) struct Room {
     used: u64,
     /// What this transaction has taken so far, roughly.
     taken: u64,
+    volume: VolumeRoom,
     /// By number: UID and bytes of events.
     namespaces: HashMap<i64, (Arc<str>, u64)>,
+    /// Bytes before this transaction of namespaces that it changed; none: it is the
+    /// first to know of it.
+    before: HashMap<i64, Option<u64>>,
     /// Numbers whose bytes are to be published.
     changed: Vec<i64>,
 }
@@ -113,7 +117,9 @@ impl Room {
             namespace_max: 0,
             used: 0,
             taken: 0,
+            volume: VolumeRoom { for_events: true, database: u64::MAX, kept: 0 },
             namespaces: HashMap::new(),
+            before: HashMap::new(),
             changed: Vec::new(),
         };
         let mut select =
@@ -134,10 +140,22 @@ impl Room {
         self.size_bytes = limits.size_bytes;
         self.events_max = limits.size_bytes - margin(limits.size_bytes);
         self.namespace_max = limits.namespace_bytes.unwrap_or(u64::MAX);
-        self.usage.events_max.store(self.events_max, Ordering::Relaxed);
+        self.usage.events_max.store(self.events_max(), Ordering::Relaxed);
         self.usage.namespace_max.store(self.namespace_max, Ordering::Relaxed);
         let pages = i64::try_from(limits.size_bytes / PAGE_BYTES).unwrap_or(i64::MAX);
         db.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
+    }
+
+    /// Takes over what the volume has room for.
+    pub(super) fn look_at(&mut self, volume: VolumeRoom) {
+        self.volume = volume;
+        self.usage.events_max.store(self.events_max(), Ordering::Relaxed);
+    }
+
+    /// Bytes that may be in use with an event that is accepted.
+    fn events_max(&self) -> u64 {
+        let VolumeRoom { for_events, database, kept } = self.volume;
+        if for_events { self.events_max.min(database.saturating_sub(kept)) } else { 0 }
     }
 
     /// Bytes in use as of the last commit.
@@ -147,9 +165,11 @@ impl Room {
 
     /// Takes room for an event; false if there is none.
     pub(super) fn take(&mut self, ns: i64, uid: &Arc<str>, bytes: u64) -> bool {
+        let events_max = self.events_max();
+        self.before.entry(ns).or_insert_with(|| self.namespaces.get(&ns).map(|(_, bytes)| *bytes));
         let namespace = self.namespaces.entry(ns).or_insert_with(|| (uid.clone(), 0));
         let taken = self.taken + bytes + EVENT_DISK_BYTES;
-        if namespace.1 + bytes > self.namespace_max || self.used + taken > self.events_max {
+        if namespace.1 + bytes > self.namespace_max || self.used + taken > events_max {
             return false;
         }
         self.taken = taken;
@@ -166,12 +186,25 @@ impl Room {
 
     /// What of an outcome may be kept.
     pub(super) fn history(&self) -> History {
-        let left = self.size_bytes.saturating_sub(self.used + self.taken);
-        let margin = margin(self.size_bytes);
+        let left = |of: u64| of.saturating_sub(self.used + self.taken);
+        let (in_all, on_volume) = (left(self.size_bytes), left(self.volume.database));
+        let (margin, kept) = (margin(self.size_bytes), self.volume.kept);
         match () {
-            () if left < margin / 4 => History::Nothing,
-            () if left < margin / 2 => History::NoDetail,
+            () if in_all < margin / 4 || on_volume < kept / 2 => History::Nothing,
+            () if in_all < margin / 2 || on_volume < kept => History::NoDetail,
             () => History::Full,
+        }
+    }
+
+    /// Everything that this transaction has taken is free again.
+    pub(super) fn rolled_back(&mut self) {
+        self.taken = 0;
+        for (ns, before) in self.before.drain() {
+            match (before, self.namespaces.get_mut(&ns)) {
+                (Some(bytes), Some(namespace)) => namespace.1 = bytes,
+                // Its number may be another's with the next transaction.
+                _ => drop(self.namespaces.remove(&ns)),
+            }
         }
     }
 
@@ -191,6 +224,7 @@ impl Room {
         let pages = number("PRAGMA page_count")? - number("PRAGMA freelist_count")?;
         self.used = u64::try_from(pages).unwrap_or_default() * PAGE_BYTES;
         self.taken = 0;
+        self.before.clear();
         self.usage.used.store(self.used, Ordering::Relaxed);
         self.changed.sort_unstable();
         self.changed.dedup();
@@ -225,7 +259,9 @@ mod tests {
             namespace_max: 0,
             used,
             taken: 0,
+            volume: VolumeRoom { for_events: true, database: u64::MAX, kept: 0 },
             namespaces: HashMap::new(),
+            before: HashMap::new(),
             changed: Vec::new(),
         };
         let db = Connection::open_in_memory().unwrap();
@@ -260,6 +296,39 @@ mod tests {
         let room = room(smallest, None, 0);
         assert_eq!(room.events_max - evict_above(smallest), EVICT_GAP_BYTES);
         assert_eq!(evict_above(8 * MIB), 4 * MIB);
+    }
+
+    #[test]
+    fn what_the_volume_cannot_hold_is_not_accepted_nor_is_its_history_kept() {
+        let volume = |for_events, database| VolumeRoom { for_events, database, kept: 8 * MIB };
+        let check = |used, volume, fits, expected| {
+            let mut room = room(800 * MIB, None, used);
+            room.look_at(volume);
+            assert_eq!(room.history(), expected, "history with {used} bytes used of {volume:?}");
+            assert_eq!(room.usage.space("a") == Space::Free, fits, "space with {used} bytes used of {volume:?}");
+            assert_eq!(room.take(1, &"a".into(), 0), fits, "{used} bytes used of {volume:?}");
+        };
+        check(0, volume(true, 100 * MIB), true, History::Full);
+        check(0, volume(false, 100 * MIB), false, History::Full);
+        check(92 * MIB - EVENT_DISK_BYTES, volume(true, 100 * MIB), true, History::Full);
+        check(92 * MIB - EVENT_DISK_BYTES + 1, volume(true, 100 * MIB), false, History::Full);
+        check(92 * MIB + 1, volume(true, 100 * MIB), false, History::NoDetail);
+        check(96 * MIB + 1, volume(true, 100 * MIB), false, History::Nothing);
+    }
+
+    #[test]
+    fn a_transaction_that_is_rolled_back_has_taken_nothing() {
+        let mut room = room(800 * MIB, Some(1_000), 0);
+        let db = Connection::open_in_memory().unwrap();
+        assert!(room.take(1, &"a".into(), 600));
+        room.committed(&db).unwrap();
+        assert!(room.take(1, &"a".into(), 300) && room.take(2, &"b".into(), 300) && room.take(1, &"a".into(), 50));
+        room.rolled_back();
+        assert_eq!((room.taken, room.namespaces.get(&1).map(|known| known.1)), (0, Some(600)));
+        // The number that the namespace would have had is another's.
+        assert!(room.take(2, &"c".into(), 1_000));
+        room.committed(&db).unwrap();
+        assert_eq!((room.usage.space("b"), room.usage.space("c")), (Space::Free, Space::NamespaceFull));
     }
 
     #[test]

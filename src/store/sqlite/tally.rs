@@ -112,6 +112,8 @@ pub(super) struct Ledger {
     dirty: HashSet<HookId>,
     /// Hooks of the round that is under way.
     round: Vec<HookId>,
+    /// Hooks of it whose row the transaction under way writes.
+    written: Vec<HookId>,
     /// The log up to here is not needed after the round.
     round_mark: i64,
     next_round: StoreTime,
@@ -147,6 +149,7 @@ impl Ledger {
             mark: marks.values().copied().max().unwrap_or_default(),
             dirty: HashSet::new(),
             round: Vec::new(),
+            written: Vec::new(),
             round_mark: 0,
             next_round: StoreTime(0),
         };
@@ -178,7 +181,8 @@ impl Ledger {
              SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS (SELECT 1 FROM hook WHERE id = ?1)",
         )?;
         let from = self.round.len().saturating_sub(ROUND_ROWS_MAX);
-        for hook in self.round.drain(from..) {
+        self.written = self.round.split_off(from);
+        for &hook in &self.written {
             let tally = self.tallies.get(hook);
             let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             let (delivered, failed) = (number(tally.delivered), number(tally.failed));
@@ -210,9 +214,16 @@ impl Ledger {
 
     /// Takes changes over that are committed under this entry of the log.
     pub(super) fn committed(&mut self, deltas: &[TallyDelta], entry: Option<i64>) {
+        self.written.clear();
         self.mark = entry.unwrap_or(self.mark);
         self.dirty.extend(deltas.iter().map(|delta| delta.hook));
         self.tallies.apply(deltas);
+    }
+
+    /// The transaction under way is rolled back: the rows that it wrote are of its
+    /// round again.
+    pub(super) fn rolled_back(&mut self) {
+        self.round.append(&mut self.written);
     }
 }
 

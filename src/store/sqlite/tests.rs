@@ -454,10 +454,10 @@ async fn a_failed_commit_ends_the_store_and_nobody_is_told_it_was_stored() {
     let place = Place::new();
     let (store, mut news) = place.open();
     accept(&store, event("1")).await;
-    store.shared.breaks.store(true, Ordering::Relaxed);
+    store.shared.breaks.fail(rusqlite::ffi::SQLITE_IOERR_FSYNC, u32::MAX);
     assert_eq!(store.accept(vec![event("2")]).await, Err(AcceptError::Unknown));
     assert!(matches!(news.recv().await, Some(News::Failed(StoreError::Failed(_)))));
-    store.shared.breaks.store(false, Ordering::Relaxed);
+    store.shared.breaks.fail(0, 0);
     assert_eq!(store.accept(vec![event("3")]).await, Err(AcceptError::NotStored));
     assert!(matches!(store.note(HookId(1), HookNote::Circuit(None)).await, Err(StoreError::Failed(_))));
     assert!(matches!(store.totals().await, Err(StoreError::Failed(_))));

@@ -9,7 +9,8 @@
 //! An error is the end: nothing is tried again, whoever waits gets no answer
 //! (which reads as *unknown*), everything later is refused, and the dispatcher
 //! hears [`News::Failed`]. The process exits, and the next start reads what the
-//! disk really has.
+//! disk really has. Only for want of room a transaction is rolled back and the
+//! store goes on: [`super::stuck`].
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,7 +22,7 @@ use std::{
 };
 
 use rusqlite::{Connection, Result};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::{
     accept::{Accept, Added},
@@ -34,19 +35,25 @@ use super::{
     queue::{Batch, Command, Queue, Reply, Taking, Work, closed},
     register::{self, Registrar},
     rows::{self, Epochs},
-    space::{Room, Usage},
+    space::{History, Room, Usage},
+    stuck::{Before, Stuck},
     tally::{self, Ledger, Tallies},
     time::StoreClock,
+    volume::{self, Volume},
 };
 use crate::{
     event::{Pos, StoreTime},
     runtime::clock,
-    store::{AcceptError, Accepted, HookId, News, NewsSender, RecordTicket, Router, StoreError, StoreLimits, Target},
+    store::{
+        AcceptError, HookId, News, NewsSender, Outcome, RecordTicket, Register, Registered, Router, StoreError,
+        StoreLimits, Target,
+    },
 };
 
 /// How long the writer sleeps at most: tests drive the clock, machines sleep.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
-/// How long it sleeps at most while the write-ahead log is too long.
+/// How long it sleeps at most while the write-ahead log is too long: there is no
+/// upkeep then.
 const BEHIND_SLEEP: Duration = Duration::from_millis(50);
 /// Store time between two looks of maintenance at most, in milliseconds.
 const MAINTENANCE_EVERY_MS: i64 = 60_000;
@@ -57,8 +64,6 @@ const UPKEEP_WAIT: Duration = Duration::from_millis(10);
 const UPKEEP_PART: u32 = 8;
 /// Time that upkeep takes of one transaction at most, beside one step.
 const UPKEEP_TIME_MAX: Duration = Duration::from_millis(5);
-/// Steps of upkeep in one transaction at most.
-const UPKEEP_STEPS_MAX: usize = 64;
 
 /// What the writer shares with the callers.
 pub(super) struct Shared {
@@ -69,9 +74,8 @@ pub(super) struct Shared {
     pub(super) recorded: watch::Sender<RecordTicket>,
     /// The write-ahead log is too long to accept more.
     pub(super) is_behind: AtomicBool,
-    /// The next commit that somebody waits for fails as if the disk did.
     #[cfg(test)]
-    pub(super) breaks: AtomicBool,
+    pub(super) breaks: super::stuck::Breaks,
 }
 
 /// What the writer knows of the tables, so that it need not ask.
@@ -102,6 +106,9 @@ pub(super) struct Writer {
     pub(super) successes: Successes,
     pub(super) rounds: maintenance::Rounds,
     pub(super) checkpointer: Checkpointer,
+    pub(super) volume: Volume,
+    /// The last transactions had no room.
+    pub(super) stuck: Option<Stuck>,
     pub(super) metrics: StoreMetrics,
     /// When maintenance looks again.
     pub(super) due: StoreTime,
@@ -114,29 +121,13 @@ pub(super) struct Writer {
     pub(super) is_full_sync: bool,
 }
 
-/// What is sent when a transaction is durable.
-#[derive(Default)]
-struct Answers {
-    batches: Vec<(oneshot::Sender<BatchResult>, BatchResult)>,
-    others: Vec<Box<dyn FnOnce()>>,
-}
-
-type BatchResult = std::result::Result<Vec<Accepted>, AcceptError>;
-
-impl Answers {
-    fn later<T: 'static>(&mut self, reply: Reply<T>, value: T) {
-        // A caller that is gone needs no answer.
-        self.others.push(Box::new(move || drop(reply.send(Ok(value)))));
-    }
-
-    fn send(self) {
-        for (reply, verdict) in self.batches {
-            drop(reply.send(verdict));
-        }
-        for send in self.others {
-            send();
-        }
-    }
+/// A transaction for which there was no room: it is as if it had never begun.
+pub(super) struct RolledBack {
+    /// What was to be done, but for what events there were.
+    pub(super) work: Work,
+    /// What its publishers hear.
+    pub(super) refusal: AcceptError,
+    pub(super) error: rusqlite::Error,
 }
 
 /// Refuses everything when the thread ends, however it ends.
@@ -154,7 +145,7 @@ impl Writer {
         let _end = End(self.shared.clone());
         let mut taking = Taking::default();
         loop {
-            let mut work = self.shared.queue.take(&mut taking, self.patience());
+            let mut work = self.shared.queue.take(&mut taking, self.patience(), self.most());
             if work.is_abandoned {
                 return;
             }
@@ -172,11 +163,13 @@ impl Writer {
     fn patience(&self) -> Duration {
         let due = self.ledger.due().map_or(self.due, |due| due.min(self.due));
         let left_ms = due.0.saturating_sub(self.shared.clock.now().0);
+        if self.shared.is_behind.load(Ordering::Relaxed) {
+            return BEHIND_SLEEP;
+        }
         if left_ms <= 0 && self.is_upkeep_spare {
             return UPKEEP_WAIT;
         }
-        let most = if self.shared.is_behind.load(Ordering::Relaxed) { BEHIND_SLEEP } else { SLEEP_MAX };
-        Duration::from_millis(u64::try_from(left_ms).unwrap_or_default()).min(most)
+        Duration::from_millis(u64::try_from(left_ms).unwrap_or_default()).min(SLEEP_MAX)
     }
 
     fn fail(&self, error: &rusqlite::Error, close: Option<Reply<()>>) {
@@ -199,39 +192,77 @@ impl Writer {
     }
 
     /// One transaction, if there is anything to do.
-    fn work(&mut self, work: Work, is_last: bool) -> Result<()> {
-        if let Some(limits) = work.limits {
-            self.room.configure(&self.db, &limits)?;
-            self.checkpointer.configure(limits.size_bytes);
-            self.state.limits = limits;
-            self.due = StoreTime(0);
+    fn work(&mut self, mut work: Work, is_last: bool) -> Result<()> {
+        if let Some(limits) = work.limits.take() {
+            let limits = self.volume.configure(limits);
+            self.configure(limits)?;
+            self.look_at_volume()?;
+        }
+        if self.stuck.is_some() {
+            return self.work_while_stuck(work, is_last);
         }
         let now = self.shared.clock.now();
-        let has_upkeep = self.due <= now || self.ledger.due().is_some_and(|due| due <= now);
-        let ticket = work.ticket;
-        if !work.outcomes.is_empty() || work.is_awaited() || has_upkeep || is_last {
+        let has_upkeep = self.has_upkeep(now);
+        let outcomes = work.outcomes.len();
+        if outcomes > 0 || work.is_awaited() || has_upkeep || is_last {
             self.sync_mode(work.is_awaited() || is_last)?;
-            self.transaction(work, now)?;
+            if let Some(rolled_back) = self.transaction(work, now, has_upkeep)? {
+                if is_last {
+                    return Err(rolled_back.error);
+                }
+                self.get_stuck(rolled_back);
+                return Ok(());
+            }
+            self.look_at_volume()?;
             self.look_at_log()?;
-        } else if self.shared.is_behind.load(Ordering::Relaxed) {
-            self.look_at_log()?;
+        } else {
+            self.look_at_volume()?;
+            if self.shared.is_behind.load(Ordering::Relaxed) {
+                self.look_at_log()?;
+            }
         }
-        self.shared.recorded.send_if_modified(|recorded| {
-            let is_later = *recorded < ticket;
-            *recorded = ticket.max(*recorded);
-            is_later
-        });
+        self.tell_recorded(outcomes);
         Ok(())
     }
 
-    fn look_at_log(&mut self) -> Result<()> {
+    pub(super) fn tell_recorded(&self, outcomes: usize) {
+        if let Some(ticket) = self.shared.queue.recorded(outcomes) {
+            self.shared.recorded.send_replace(ticket);
+        }
+    }
+
+    /// Upkeep makes the log longer, which is for outcomes when it is too long.
+    pub(super) fn has_upkeep(&self, now: StoreTime) -> bool {
+        let is_due = self.due <= now || self.ledger.due().is_some_and(|due| due <= now);
+        is_due && !self.shared.is_behind.load(Ordering::Relaxed)
+    }
+
+    fn configure(&mut self, limits: StoreLimits) -> Result<()> {
+        self.room.configure(&self.db, &limits)?;
+        self.checkpointer.configure(limits.size_bytes);
+        self.state.limits = limits;
+        self.due = StoreTime(0);
+        Ok(())
+    }
+
+    pub(super) fn look_at_volume(&mut self) -> Result<()> {
+        if let Some(limits) = self.volume.look(&self.db, self.room.used()) {
+            self.configure(limits)?;
+        }
+        self.room.look_at(self.volume.room());
+        self.metrics.look_at(self.volume.room());
+        self.checkpointer.confine(self.volume.confined_log());
+        Ok(())
+    }
+
+    pub(super) fn look_at_log(&mut self) -> Result<()> {
         let is_behind = self.checkpointer.after_commit(&self.db)?;
         self.shared.is_behind.store(is_behind, Ordering::Relaxed);
         Ok(())
     }
 
     /// Nobody waits for outcomes: a crash of the machine repeats their attempts.
-    fn sync_mode(&mut self, is_full: bool) -> Result<()> {
+    pub(super) fn sync_mode(&mut self, is_full: bool) -> Result<()> {
         if self.is_full_sync != is_full {
             self.db.pragma_update(None, "synchronous", if is_full { "full" } else { "normal" })?;
             self.is_full_sync = is_full;
@@ -239,29 +270,71 @@ impl Writer {
         Ok(())
     }
 
-    fn transaction(&mut self, work: Work, now: StoreTime) -> Result<()> {
+    /// Does work, and with it what is due of upkeep. Gives the work back if there
+    /// was no room for it.
+    pub(super) fn transaction(
+        &mut self,
+        mut work: Work,
+        now: StoreTime,
+        has_upkeep: bool,
+    ) -> Result<Option<RolledBack>> {
+        let before = Before { next: self.state.next, next_attempt: self.state.next_attempt };
         let mut effects = Effects::default();
-        let mut answers = Answers::default();
+        match self.try_transaction(&mut work, now, has_upkeep, &mut effects) {
+            Ok(entry) => {
+                self.committed(effects, entry, work)?;
+                Ok(None)
+            }
+            Err(error) => {
+                let Some(refusal) = volume::refusal(&error, &self.volume) else { return Err(error) };
+                self.roll_back(&before)?;
+                Ok(Some(RolledBack { work, refusal, error }))
+            }
+        }
+    }
+
+    /// Gives the number of its entry in the log of counters.
+    fn try_transaction(
+        &mut self,
+        work: &mut Work,
+        now: StoreTime,
+        has_upkeep: bool,
+        effects: &mut Effects,
+    ) -> Result<Option<i64>> {
         let is_awaited = work.is_awaited();
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        self.ledger.write_rows(&self.db, now, self.state.next)?;
-        if self.due <= now {
-            self.maintain(now, is_awaited, &mut effects)?;
+        if has_upkeep {
+            self.ledger.write_rows(&self.db, now, self.state.next)?;
+            if self.due <= now {
+                self.maintain(now, is_awaited, effects)?;
+            }
         }
         let begun = clock::monotonic();
-        let entry = self.fill(work, now, &mut effects, &mut answers)?;
+        let entry = self.fill(work, now, effects)?;
         self.commit()?;
         if is_awaited {
             self.awaited_took = clock::monotonic().saturating_duration_since(begun);
         }
+        Ok(entry)
+    }
+
+    /// What a transaction means, now that it is durable.
+    fn committed(&mut self, effects: Effects, entry: Option<i64>, work: Work) -> Result<()> {
         self.ledger.committed(&effects.deltas, entry);
         self.metrics.committed(&effects);
+        if !effects.routes.is_empty() {
+            self.router.apply(&effects.routes);
+        }
         self.room.free(&effects.freed);
         self.room.committed(&self.db)?;
+        for uid in &effects.gone {
+            self.state.namespaces.remove(uid);
+            self.room.forget(uid);
+        }
         if self.rounds.look_at_room(self.room.used(), self.state.limits.size_bytes) {
             self.due = StoreTime(0);
         }
-        answers.send();
+        work.answer();
         for news in effects.news {
             self.news.send(news);
         }
@@ -270,32 +343,21 @@ impl Writer {
 
     fn commit(&self) -> Result<()> {
         #[cfg(test)]
-        if self.is_full_sync && self.shared.breaks.load(Ordering::Relaxed) {
-            return Err(rusqlite::Error::SqliteFailure(
-                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC),
-                None,
-            ));
-        }
+        self.shared.breaks.next(self.is_full_sync)?;
         self.db.prepare_cached("COMMIT")?.execute([])?;
         Ok(())
     }
 
     /// Everything inside a transaction; gives the number of its entry in the log
     /// of counters.
-    fn fill(
-        &mut self,
-        work: Work,
-        now: StoreTime,
-        effects: &mut Effects,
-        answers: &mut Answers,
-    ) -> Result<Option<i64>> {
+    fn fill(&mut self, work: &mut Work, now: StoreTime, effects: &mut Effects) -> Result<Option<i64>> {
         let before = (self.state.next, self.state.next_attempt);
-        self.record(&work, now, effects)?;
-        for command in work.commands {
-            self.command(command, now, effects, answers)?;
+        self.record(&work.outcomes, now, effects)?;
+        for command in &mut work.commands {
+            self.command(command, now, effects)?;
         }
         if !work.batches.is_empty() {
-            self.accept(work.batches, now, effects, answers)?;
+            self.accept(&mut work.batches, now, effects)?;
         }
         effects.deltas = tally::merge(std::mem::take(&mut effects.deltas));
         tally::write_totals(&self.db, &effects.totals)?;
@@ -332,7 +394,7 @@ impl Writer {
         let part = if is_awaited { self.awaited_took / UPKEEP_PART } else { UPKEEP_TIME_MAX };
         let end = clock::monotonic() + part.min(UPKEEP_TIME_MAX);
         self.is_upkeep_spare = true;
-        for _ in 0..UPKEEP_STEPS_MAX {
+        for _ in 0..self.checkpointer.most().steps {
             self.due = match rounds.step(&mut self.step(now, effects), &|hook| tallies.pending(hook))? {
                 Progress::More => {
                     self.is_upkeep_spare = false;
@@ -349,8 +411,8 @@ impl Writer {
         Ok(())
     }
 
-    fn record(&mut self, work: &Work, now: StoreTime, effects: &mut Effects) -> Result<()> {
-        if work.outcomes.is_empty() {
+    fn record(&mut self, outcomes: &[Outcome], now: StoreTime, effects: &mut Effects) -> Result<()> {
+        if outcomes.is_empty() {
             return Ok(());
         }
         let mut record = Record {
@@ -360,70 +422,47 @@ impl Writer {
             wall_ms: self.shared.clock.wall().as_millisecond(),
             next_attempt: &mut self.state.next_attempt,
             successes: &mut self.successes,
-            history: self.room.history(),
+            history: if self.stuck.is_some() { History::Nothing } else { self.room.history() },
         };
-        record.all(&work.outcomes)
+        record.all(outcomes)
     }
 
-    fn command(
-        &mut self,
-        command: Command,
-        now: StoreTime,
-        effects: &mut Effects,
-        answers: &mut Answers,
-    ) -> Result<()> {
+    fn command(&mut self, command: &mut Command, now: StoreTime, effects: &mut Effects) -> Result<()> {
         match command {
-            Command::Register(changes, reply) => {
-                let registered = self.register(changes, now)?;
-                answers.later(reply, registered);
-            }
-            Command::Note(hook, note, reply) => {
-                register::note(&self.db, hook, &note)?;
-                answers.later(reply, ());
+            Command::Register(ask) => ask.answer = Some(self.register(&ask.question, now, effects)?),
+            Command::Note(ask) => {
+                let (hook, note) = &ask.question;
+                register::note(&self.db, *hook, note)?;
+                ask.answer = Some(());
                 return Ok(());
             }
-            Command::Replay(order, reply) => {
-                let run = maintenance::replay(&mut self.step(now, effects), &order)?;
-                answers.later(reply, run);
+            Command::Replay(ask) => {
+                ask.answer = Some(maintenance::replay(&mut self.step(now, effects), &ask.question)?);
             }
-            Command::CancelReplay(identity, reply) => {
-                let run = maintenance::cancel_replay(&mut self.step(now, effects), &identity)?;
-                answers.later(reply, run);
+            Command::CancelReplay(ask) => {
+                ask.answer = Some(maintenance::cancel_replay(&mut self.step(now, effects), &ask.question)?);
             }
-            Command::MarkCards(marks, reply) => {
-                maintenance::mark_cards(&mut self.step(now, effects), &marks)?;
-                answers.later(reply, ());
+            Command::MarkCards(ask) => {
+                maintenance::mark_cards(&mut self.step(now, effects), &ask.question)?;
+                ask.answer = Some(());
             }
         }
         (self.due, self.is_upkeep_spare) = (StoreTime(0), false);
         Ok(())
     }
 
-    fn register(
-        &mut self,
-        changes: Vec<crate::store::Register>,
-        now: StoreTime,
-    ) -> Result<Vec<crate::store::Registered>> {
+    fn register(&self, changes: &[Register], now: StoreTime, effects: &mut Effects) -> Result<Vec<Registered>> {
         let wall_ms = self.shared.clock.wall().as_millisecond();
         let next = self.state.next;
         let mut registrar = Registrar { db: &self.db, now, wall_ms, next, changes: Vec::new(), gone: Vec::new() };
         let registered = registrar.all(changes)?;
         let Registrar { changes, gone, .. } = registrar;
-        self.router.apply(&changes);
-        for uid in gone {
-            self.state.namespaces.remove(&uid);
-            self.room.forget(&uid);
-        }
+        effects.routes.extend(changes);
+        effects.gone.extend(gone);
         Ok(registered)
     }
 
-    fn accept(
-        &mut self,
-        batches: Vec<Batch>,
-        at: StoreTime,
-        effects: &mut Effects,
-        answers: &mut Answers,
-    ) -> Result<()> {
+    fn accept(&mut self, batches: &mut [Batch], at: StoreTime, effects: &mut Effects) -> Result<()> {
         let mut accept = Accept {
             db: &self.db,
             state: &mut self.state,
@@ -436,8 +475,7 @@ impl Writer {
             has_scans: false,
         };
         for batch in batches {
-            let verdict = accept.batch(batch.events)?;
-            answers.batches.push((batch.reply, verdict));
+            batch.verdict = Some(accept.batch(std::mem::take(&mut batch.events))?);
         }
         accept.added.write(&self.db)?;
         if accept.has_scans {

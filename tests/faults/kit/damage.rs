@@ -29,9 +29,18 @@ pub fn database(folder: &Path) -> PathBuf {
     folder.join(DATABASE_FILE)
 }
 
+/// The pages of a store, without what its file has beyond them.
+pub fn pages(folder: &Path) -> Vec<u8> {
+    let mut bytes = fs::read(database(folder)).unwrap();
+    // Where a database says how many pages it has.
+    let pages = u32::from_be_bytes(bytes[28..32].try_into().unwrap());
+    bytes.truncate(usize::try_from(pages).unwrap() * PAGE_BYTES);
+    bytes
+}
+
 /// Flips one bit in the data of the n-th event.
 pub fn flip_bit_of(folder: &Path, n: usize) {
-    let mut bytes = fs::read(database(folder)).unwrap();
+    let mut bytes = pages(folder);
     let mark = format!("number-{n}-");
     let found: Vec<_> = bytes.windows(mark.len()).enumerate().filter(|(_, w)| *w == mark.as_bytes()).collect();
     let [(at, _)] = found[..] else { panic!("{mark} is there {} times", found.len()) };
@@ -41,7 +50,7 @@ pub fn flip_bit_of(folder: &Path, n: usize) {
 
 /// Overwrites a page with bytes that are no page.
 pub fn garble_page(folder: &Path, page: usize, from: usize) {
-    let mut bytes = fs::read(database(folder)).unwrap();
+    let mut bytes = pages(folder);
     let begin = page * PAGE_BYTES;
     bytes[begin + from..begin + PAGE_BYTES].fill(0xa5);
     fs::write(database(folder), bytes).unwrap();

@@ -124,7 +124,7 @@ impl Rounds {
     /// # Assumptions
     /// The caller comes back at the time of [`Progress::Idle`], and at once after
     /// a transaction that began a scan or a Replay, or changed the limits. If the
-    /// transaction of a step fails, the store ends.
+    /// transaction of a step fails, new rounds take the place of these.
     pub(super) fn step(&mut self, step: &mut Step<'_>, pending: &dyn Fn(HookId) -> u64) -> Result<Progress> {
         if self.limits.replace(*step.limits) != Some(*step.limits) {
             self.expiry.hurry();

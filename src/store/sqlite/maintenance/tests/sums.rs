@@ -29,6 +29,8 @@ enum Command {
     Dismiss(usize),
     Replay(usize),
     Pass(i64),
+    /// So many commits find the disk full.
+    NoRoom(u32),
     Reopen,
     Crash,
 }
@@ -50,6 +52,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (1..5_usize).prop_map(Command::Dismiss),
         2 => (0..HOOKS).prop_map(Command::Replay),
         3 => (1..40_i64).prop_map(Command::Pass),
+        3 => (1..6_u32).prop_map(Command::NoRoom),
         1 => Just(Command::Reopen),
         1 => Just(Command::Crash),
     ]
@@ -129,7 +132,9 @@ impl Run {
                 pass(&self.place, minutes * STEP_MS / 10);
                 nudge(self.store()).await;
             }
+            Command::NoRoom(commits) => self.store().shared.breaks.fail(rusqlite::ffi::SQLITE_FULL, *commits),
             Command::Reopen => {
+                self.store().shared.breaks.fail(0, 0);
                 self.store().close().await.unwrap();
                 self.reopen();
             }
@@ -161,6 +166,8 @@ impl Run {
 
     /// Everything of the store adds up, as people and as the tables see it.
     async fn check(mut self, is_drained: bool) -> Result<(), TestCaseError> {
+        // Upkeep may still be at work between the two questions below.
+        settle(self.store()).await;
         let totals = self.store().totals().await.unwrap();
         let known = self.store().known().await.unwrap();
         let pending: u64 = known.hooks.iter().map(|hook| hook.pending).sum();
