@@ -269,7 +269,7 @@ impl Checkpointer {
 
     fn start_passive(&self) {
         self.shared.lock().is_running = true;
-        if !self.ask.as_ref().is_some_and(|ask| ask.try_send(()).is_ok()) {
+        if self.ask.as_ref().is_none_or(|ask| ask.try_send(()).is_err()) {
             self.shared.lock().is_running = false;
         }
     }

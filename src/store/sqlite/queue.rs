@@ -205,12 +205,10 @@ impl Queue {
         let mut waiting = self.lock();
         let is_open = waiting.ended.is_none();
         let ticket = waiting.outcomes.push(if is_open { outcomes } else { Vec::new() });
-        if is_open {
-            if waiting.outcomes_since.is_none() {
-                waiting.outcomes_since = Some(clock::monotonic());
-                drop(waiting);
-                self.wake.notify_one();
-            }
+        if is_open && waiting.outcomes_since.is_none() {
+            waiting.outcomes_since = Some(clock::monotonic());
+            drop(waiting);
+            self.wake.notify_one();
         }
         ticket
     }

@@ -34,6 +34,8 @@ const CHUNK_PART: u64 = 16;
 const CHUNK_BYTES: (u64, u64) = (64 * 1024, 8 * 1024 * 1024);
 /// Bytes of the log that are written with zeros at a start.
 const LOG_ZEROED_BYTES: u64 = 8 * 1024 * 1024;
+/// Bytes of them at once.
+const ZEROS_BYTES: usize = 64 * 1024;
 /// Bytes of the volume for the index of the log, and for what the file system needs
 /// itself.
 const SPARE_BYTES: u64 = 1024 * 1024;
@@ -185,12 +187,12 @@ pub(super) fn grow_in_chunks(db: &Connection, size_bytes: u64) -> rusqlite::Resu
 /// where a frame does not belong to the log, so zeros mean nothing to it. They are
 /// overwritten in place: a commit changes no size of a file and needs no room.
 pub(super) fn zero_log(folder: &Path, size_bytes: u64) -> io::Result<()> {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut log = OpenOptions::new().append(true).open(folder.join(format!("{DATABASE_FILE}-wal")))?;
+    let zeros = vec![0; ZEROS_BYTES];
     let mut left = LOG_ZEROED_BYTES.min(size_bytes);
     while left > 0 {
-        let count = usize::try_from(left).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
-        match log.write_all(&ZEROS[..count]) {
+        let count = usize::try_from(left).map_or(zeros.len(), |left| left.min(zeros.len()));
+        match log.write_all(&zeros[..count]) {
             // As many as there is room for.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => break,
             written => written?,
