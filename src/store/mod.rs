@@ -115,7 +115,8 @@ pub trait Partition: Send + Sync {
     /// does not fit is ignored. Never blocks.
     fn record(&self, outcomes: Vec<Outcome>) -> RecordTicket;
 
-    /// The last ticket whose outcomes are durable.
+    /// The last ticket whose outcomes are durable. It may stand still for long, as
+    /// while a disk is full: whoever records bounds what is not durable.
     fn recorded(&self) -> watch::Receiver<RecordTicket>;
 
     /// Keeps a note on a hook (circuit, withdrawal); durable when it returns.

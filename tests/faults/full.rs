@@ -237,34 +237,36 @@ async fn deliveries_go_on_while_others_fill_the_disk_and_outcomes_wait_when_even
     println!("full disk: the log took {handed} outcomes while it could not begin anew");
 }
 
+/// Listens until all that a writer says for half a second is as expected.
+fn until(writer: &Writer, all: &mut Vec<Said>, is_expected: impl Fn(&[Said]) -> bool, what: &str) {
+    let begun = Instant::now();
+    loop {
+        let said = writer.listen(Duration::from_millis(500)).into_iter().map(|(_, said)| said);
+        let said: Vec<Said> = said.collect();
+        all.extend(said.iter().cloned());
+        if is_expected(&said) {
+            return;
+        }
+        assert!(begun.elapsed() < RECOVER_MAX, "{what}: {:?}", said.last());
+    }
+}
+
 #[tokio::test]
 async fn a_disk_that_others_filled_loses_nothing_and_the_store_goes_on_when_there_is_room() {
     let disk = Disk::new(DISK_MIB);
     let folder = disk.path().join("store");
     let plan = Plan { bytes: EVENT_BYTES, size_bytes: SIZE_BYTES, ..Plan::default() };
     let writer = Writer::start(&folder, plan);
-    let said = |said: Vec<(Instant, Said)>| said.into_iter().map(|(_, said)| said);
     let mut all: Vec<Said> = Vec::new();
+    let takes_events = |said: &[Said]| !acknowledged(said).is_empty();
+    let refuses_all = |said: &[Said]| !said.is_empty() && said.iter().all(|said| *said == Said::Full);
     for round in 0..scaled(3, 20) {
-        let before: Vec<Said> = said(writer.listen(Duration::from_millis(200))).collect();
-        assert!(!acknowledged(&before).is_empty(), "round {round}: it takes events");
-        all.extend(before);
+        until(&writer, &mut all, takes_events, &format!("round {round}: it takes events"));
         let filler = disk.fill();
-        all.extend(said(writer.listen(Duration::from_millis(300))));
-        let full: Vec<Said> = said(writer.listen(Duration::from_secs(1))).collect();
-        assert!(full.iter().all(|said| *said == Said::Full), "round {round}: refused, and nothing else");
-        assert!(!full.is_empty(), "round {round}: it answers");
+        until(&writer, &mut all, refuses_all, &format!("round {round}: it refuses events, and does nothing else"));
         std::fs::remove_file(filler).unwrap();
-        let begun = Instant::now();
-        loop {
-            let after: Vec<Said> = said(writer.listen(Duration::from_millis(50))).collect();
-            all.extend(after.iter().cloned());
-            if !acknowledged(&after).is_empty() {
-                break;
-            }
-            assert!(begun.elapsed() < RECOVER_MAX, "round {round}: it takes events again when there is room");
-        }
     }
+    until(&writer, &mut all, takes_events, "it takes events when there is room");
     let failed = all.iter().find(|said| matches!(said, Said::Failed(_)));
     assert_eq!(failed, None, "a full disk ends nobody");
     // Nor does it keep anybody from beginning.

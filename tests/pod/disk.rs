@@ -130,6 +130,30 @@ async fn syncs_that_take_long_make_publishers_wait_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_that_find_the_disk_full_are_refused_and_end_nothing() {
+    let mut stage = Stage::set().await;
+    stage.webhook("orders", "/ok/orders", "order.paid", json!(null));
+    // SQLite writes pages so, and nothing else in a pod does.
+    let inject = "inject=pwrite64:error=ENOSPC:when=600..640";
+    let wrapper = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64", "-e", inject];
+    stage.pod.wrapper = wrapper.map(str::to_owned).to_vec();
+    stage.pod.start().await;
+    stage.until_routed(1).await;
+    let outcome = Arc::new(Outcome::default());
+    let tasks = publish(stage.plan(), Pace::PerSecond(100.0), stage.start, Arc::clone(&outcome));
+    until("some are refused", WAIT, async || !outcome.refused.lock().unwrap().is_empty()).await;
+    let before = outcome.accepted();
+    until("others are taken again", WAIT, async || outcome.accepted() > before + 100).await;
+    outcome.stop();
+    tasks.join_all().await;
+    let refused: Vec<u16> = outcome.refused.lock().unwrap().keys().copied().collect();
+    assert_eq!(refused, [507], "nothing of these was stored, and they are told so");
+    let ids = outcome.ids().into_iter().collect();
+    stage.until_delivered("/ok/orders", &ids).await;
+    assert!(stage.pod.is_ready().await, "{}", stage.pod.log_tail());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sync_that_fails_ends_the_pod_and_what_it_acknowledged_is_there_after_the_restart() {
     let mut stage = Stage::set().await;
     stage.webhook("orders", "/ok/orders", "order.paid", json!(null));
