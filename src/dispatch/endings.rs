@@ -248,7 +248,7 @@ impl Globals {
 
     fn park(&mut self, hook: &mut Hook, item: &Item) {
         let (Some(keys), Some(key)) = (hook.keys.as_mut(), item.row.key) else { return };
-        keys.parking(key);
+        keys.parking(key, item.row.pos);
         self.push_outcome(hook, item.row, None, Next::Park, After::Parked(key));
     }
 
@@ -277,10 +277,15 @@ impl Globals {
 
     fn key_goes_back(&mut self, hook: &mut Hook, row: &OwedRow, origin: Origin) {
         if row.key.is_some() && hook.keys.is_some() {
-            if let (Some(keys), Some(key)) = (hook.keys.as_mut(), row.key) {
-                keys.hand_back(key, origin);
-            }
+            let behind = match (hook.keys.as_mut(), row.key) {
+                (Some(keys), Some(key)) => keys.hand_back(key, row.pos, origin),
+                _ => std::collections::VecDeque::new(),
+            };
             // What stood behind it must not overtake it.
+            for item in behind {
+                self.count_out(&item);
+                hook.reread(item.row.pos, item.origin);
+            }
             self.unload(hook);
         }
     }

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     event::{Event, Pos, StoreTime},
+    policy::delivery::DeliverySettings,
     store::{HookId, HookNote, News, Outcome, OwedRow, RecordTicket, Target},
 };
 
@@ -146,8 +147,9 @@ impl Engine {
             globals.unload(hook);
             hook.keys = Some(Box::default());
         }
-        if let Some(keys) = hook.keys.as_mut().filter(|_| !view.settings.blocks_on_dead) {
-            keys.release_dead();
+        let order = |settings: &DeliverySettings| (settings.is_ordered, settings.blocks_on_dead);
+        if order(&view.settings) != order(&hook.settings) {
+            globals.reload_keys(hook);
         }
         let is_other = hook.take_view(view);
         hook.hold = None;
@@ -185,16 +187,19 @@ impl Engine {
                     self.owed(pos, event.as_ref(), target, now);
                 }
             }
-            News::Changed { hook: id, from } => {
-                let before = Pos(from.0.saturating_sub(1));
-                let hook = self.hooks.entry(id).or_insert_with(|| Hook::unknown(id, before));
-                self.globals.changed(hook, from);
-                hook.probe_not_before = None;
-                self.globals.settle(hook, now);
-            }
+            News::Added { hook: id, from } => self.rows_changed(id, from, now, Globals::read_again),
+            News::Changed { hook: id, from } => self.rows_changed(id, from, now, Globals::changed),
             // The shell ends before it comes here.
             News::Failed(_) => {}
         }
+    }
+
+    fn rows_changed(&mut self, id: HookId, from: Pos, now: Now, take: fn(&mut Globals, &mut Hook, Pos)) {
+        let before = Pos(from.0.saturating_sub(1));
+        let hook = self.hooks.entry(id).or_insert_with(|| Hook::unknown(id, before));
+        take(&mut self.globals, hook, from);
+        hook.probe_not_before = None;
+        self.globals.settle(hook, now);
     }
 
     /// An event is owed: into the window if there is room, else the hook is

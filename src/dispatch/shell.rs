@@ -162,10 +162,7 @@ impl Dispatcher {
             Input::Command(Some(Command::Reload(hook))) => self.engine.reload(hook, now),
             Input::News => {
                 for news in batch.drain(..) {
-                    if let News::Failed(error) = news {
-                        return Err(error);
-                    }
-                    self.engine.news(news, now);
+                    self.take_news(news, now)?;
                 }
             }
             Input::Notes(result) => return result,
@@ -189,10 +186,22 @@ impl Dispatcher {
         Ok(None)
     }
 
+    fn take_news(&mut self, news: News, now: Now) -> Result<(), StoreError> {
+        if let News::Failed(error) = news {
+            return Err(error);
+        }
+        self.engine.news(news, now);
+        Ok(())
+    }
+
     fn take_ended(&mut self, ended: Result<Ended, JoinError>, now: Now) -> Result<(), StoreError> {
         match ended {
             Ok(Ended::Attempt(flight, report)) => self.engine.ended(flight, *report, now),
             Ok(Ended::Answer { hook, serial, question, reply }) => {
+                // The store told of changes before it showed them.
+                while let Ok(news) = self.news.try_recv() {
+                    self.take_news(news, now)?;
+                }
                 self.engine.answered(hook, serial, question, reply?, now);
             }
             // Attempts catch their panics, so this is an answer of the store that

@@ -27,8 +27,17 @@ pub enum News {
         /// Who gets it.
         targets: SmallVec<[Target; 4]>,
     },
-    /// Rows of a hook changed behind the dispatcher's back (fan-out, backfill,
-    /// replay, expiry): it reads again from `from`.
+    /// Deliveries of events that were accepted before are owed to a hook (fan-out,
+    /// backfill): nothing else changed, and it reads again from `from`.
+    Added {
+        /// Whose.
+        hook: HookId,
+        /// The lowest position concerned.
+        from: Pos,
+    },
+    /// Rows of a hook changed behind the dispatcher's back (replay, expiry,
+    /// dismissal): what it knows of them is worth nothing from `from` on, nor what
+    /// it knows of the hook's ordering keys.
     Changed {
         /// Whose.
         hook: HookId,

@@ -73,8 +73,8 @@ impl Partition for Store {
         let page = self.tables().waiting_page(hook, now, limit);
         Box::pin(async { Ok(page) })
     }
-    fn blocked_keys(&self, hook: HookId, limit: usize) -> Answer<'_, Vec<OrderKey>> {
-        let keys = self.tables().blocked_keys(hook, limit);
+    fn blocked_keys(&self, hook: HookId, dead_blocks: bool, limit: usize) -> Answer<'_, Vec<BlockedKey>> {
+        let keys = self.tables().blocked_keys(hook, dead_blocks, limit);
         Box::pin(async { Ok(keys) })
     }
     fn parked(&self, hook: HookId, key: OrderKey, limit: usize) -> Answer<'_, Vec<OwedRow>> {
@@ -218,7 +218,7 @@ async fn what_the_news_tell_and_what_was_owed_before_is_sent() {
     seconds(10).await;
     world.publish(false);
     let late = world.owe();
-    world.news.send(News::Changed { hook: HookId(1), from: late });
+    world.news.send(News::Added { hook: HookId(1), from: late });
     // The third one panics once, and is tried again a minute later.
     seconds(90).await;
     assert_eq!(world.left(), 0);

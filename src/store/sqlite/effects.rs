@@ -86,6 +86,11 @@ pub(super) struct TotalsDelta {
 }
 
 impl Effects {
+    /// Whether there is news of rows at positions that were given out before.
+    pub(super) fn tells_of_old_positions(&self) -> bool {
+        self.news.iter().any(|news| matches!(news, News::Added { .. } | News::Changed { .. }))
+    }
+
     /// Counts Deliveries of a hook that ended as discarded.
     pub(super) fn discard(&mut self, reason: DiscardReason, count: i64) {
         self.totals.discarded[reason as usize] += count;

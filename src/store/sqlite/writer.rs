@@ -39,6 +39,7 @@ use super::{
     stuck::{Before, Stuck},
     tally::{self, Ledger, Tallies},
     time::StoreClock,
+    told::Told,
     volume::{self, Volume},
 };
 use crate::{
@@ -72,6 +73,7 @@ pub(super) struct Shared {
     pub(super) usage: Arc<Usage>,
     pub(super) tallies: Tallies,
     pub(super) recorded: watch::Sender<RecordTicket>,
+    pub(super) told: Told,
     /// The write-ahead log is too long to accept more.
     pub(super) is_behind: AtomicBool,
     #[cfg(test)]
@@ -136,6 +138,7 @@ struct End(Arc<Shared>);
 impl Drop for End {
     fn drop(&mut self) {
         self.0.queue.end(&StoreError::Failed(Arc::from("its writer ended")));
+        self.0.told.end();
     }
 }
 
@@ -288,6 +291,7 @@ impl Writer {
             Err(error) => {
                 let Some(refusal) = volume::refusal(&error, &self.volume) else { return Err(error) };
                 self.roll_back(&before)?;
+                self.shared.told.done();
                 Ok(Some(RolledBack { work, refusal, error }))
             }
         }
@@ -311,6 +315,9 @@ impl Writer {
         }
         let begun = clock::monotonic();
         let entry = self.fill(work, now, effects)?;
+        if effects.tells_of_old_positions() {
+            self.shared.told.begin();
+        }
         self.commit()?;
         if is_awaited {
             self.awaited_took = clock::monotonic().saturating_duration_since(begun);
@@ -338,6 +345,7 @@ impl Writer {
         for news in effects.news {
             self.news.send(news);
         }
+        self.shared.told.done();
         Ok(())
     }
 

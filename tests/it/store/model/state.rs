@@ -161,7 +161,7 @@ impl State {
             self.owe(target.hook, event, target.sub, event.at);
         }
         if targets.len() > INLINE_TARGETS_MAX {
-            targets.iter().for_each(|t| self.tell(News::Changed { hook: t.hook, from: event.id.pos }));
+            targets.iter().for_each(|t| self.tell(News::Added { hook: t.hook, from: event.id.pos }));
         } else {
             self.tell(News::Owed {
                 pos: event.id.pos,
@@ -298,7 +298,7 @@ impl State {
             let now = self.now();
             for event in events {
                 self.owe(hook, &event, id, now);
-                self.tell(News::Changed { hook, from: event.id.pos });
+                self.tell(News::Added { hook, from: event.id.pos });
             }
         }
     }
