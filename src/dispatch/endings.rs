@@ -29,9 +29,8 @@ impl Engine {
         let Self { hooks, globals } = self;
         let Some(flight) = globals.flights.remove(&flight) else { return };
         globals.metrics.attempts.get_or_create(&super::metrics::outcome(&report.end)).inc();
-        if flight.is_suspect {
-            globals.suspects -= 1;
-        }
+        globals.suspects -= usize::from(flight.is_suspect);
+        globals.late_flights -= usize::from(flight.is_late);
         let id = flight.hook;
         let Some(hook) = hooks.get_mut(&id) else { return };
         hook.flying.retain(|pos| *pos != flight.row.pos);
@@ -297,7 +296,7 @@ impl Globals {
             let Some(hook) = hooks.get_mut(&id) else { continue };
             hook.in_suspects = false;
             self.mark_ready(hook);
-            if hook.in_ring {
+            if hook.lane.is_some() {
                 break;
             }
         }

@@ -17,7 +17,7 @@ use std::{collections::VecDeque, sync::Arc};
 use k8s_openapi::jiff::Timestamp;
 use smallvec::SmallVec;
 
-use super::{Hold, HookView, metrics::HoldLabel, order::Keys};
+use super::{Hold, HookView, metrics::HoldLabel, order::Keys, turns::Lane};
 use crate::{
     api::Reason,
     event::{Event, Pos, StoreTime},
@@ -162,7 +162,9 @@ pub(super) struct Hook {
     pub(super) is_fetching: bool,
     /// Something changed that the answer to the open question may not know of.
     pub(super) is_stale: bool,
-    pub(super) in_ring: bool,
+    /// Everything in the queue came by fan-outs.
+    pub(super) only_late: bool,
+    pub(super) lane: Option<Lane>,
     pub(super) in_suspects: bool,
     pub(super) in_questions: bool,
     pub(super) takes_due_next: bool,
@@ -209,7 +211,8 @@ impl Hook {
             is_spilled: false,
             is_fetching: false,
             is_stale: false,
-            in_ring: false,
+            only_late: false,
+            lane: None,
             in_suspects: false,
             in_questions: false,
             takes_due_next: false,
@@ -309,6 +312,11 @@ impl Hook {
     /// Due rows, or new ones.
     pub(super) fn source(&mut self, takes_due: bool) -> &mut VecDeque<Item> {
         if takes_due { &mut self.due } else { &mut self.queue }
+    }
+
+    /// Whether it has nothing but Deliveries of fan-outs.
+    pub(super) fn is_late(&self) -> bool {
+        self.only_late && self.due.is_empty()
     }
 
     /// Whether some row waits in memory for its turn.

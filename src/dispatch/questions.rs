@@ -251,6 +251,7 @@ impl Globals {
             } else if !hook.holds(&row) {
                 let item = Item::new(row, Origin::Owed);
                 self.count_in(&item);
+                hook.only_late = false;
                 hook.queue.push_back(item);
             }
         }

@@ -58,6 +58,7 @@ enum Input {
     Recorded(bool),
     Notes(Result<(), StoreError>),
     Timer,
+    More,
 }
 
 impl fmt::Debug for Dispatcher {
@@ -142,6 +143,8 @@ impl Dispatcher {
             command = self.commands.recv() => Input::Command(command),
             _count = self.news.recv_many(batch, NEWS_BATCH), if !self.news.is_done() => Input::News,
             result = &mut self.notes_done => Input::Notes(result),
+            // After whatever else is ready, on this thread as well.
+            () = tokio::task::yield_now(), if self.engine.wants_step() => Input::More,
             () = tokio::time::sleep(wait) => Input::Timer,
         }
     }
@@ -166,7 +169,7 @@ impl Dispatcher {
                 }
             }
             Input::Notes(result) => return result,
-            Input::Command(Some(Command::Shutdown(_)) | None) | Input::Timer => {}
+            Input::Command(Some(Command::Shutdown(_)) | None) | Input::Timer | Input::More => {}
         }
         Ok(())
     }

@@ -105,8 +105,8 @@ pub trait Partition: Send + Sync {
     /// Owed Deliveries of a hook behind `after`, in order. Reads what is durable.
     ///
     /// # Guarantees
-    /// What the page shows of a change that [`News::Added`] or [`News::Changed`]
-    /// tells of was told before the page is given. Whoever takes news before
+    /// What the page shows of a change that [`News::Late`], [`News::Added`] or
+    /// [`News::Changed`] tells of was told before the page is given. Whoever takes news before
     /// answers misses no row at a position that he has read past.
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage>;
 

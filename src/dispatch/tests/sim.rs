@@ -13,9 +13,10 @@ use crate::{
         AttemptEnd, AttemptJob, AttemptReport, DispatchMetrics, HookHealth, HookView,
         engine::{Action, Engine, IN_FLIGHT_MAX, Now, SUSPECTS_MAX},
         questions::{Question, Reply},
+        turns::{LATE_IN_FLIGHT_MAX, STARTS_MAX},
     },
     event::{Pos, StoreTime},
-    store::{DeadReason, HookId, HookNote, News, Next, OrderKey, Outcome, RecordTicket, SubId, Target},
+    store::{DeadReason, HookId, HookNote, News, Next, OrderKey, Outcome, RecordTicket, StoredEvent, SubId, Target},
 };
 
 /// What happens at some time.
@@ -62,6 +63,8 @@ pub(super) struct Sim {
     pub(super) keeps_order: bool,
     /// Events that wait for their fan-out, and the hooks that it has not come to.
     pub(super) unrouted: Vec<(Pos, Vec<i64>)>,
+    /// Deliveries that a step of a fan-out brings.
+    pub(super) route_rows: usize,
     keys: HashMap<Pos, OrderKey>,
     /// What the engine has said of rows and the store has not committed.
     in_air: BTreeMap<(HookId, Pos), Next>,
@@ -102,6 +105,7 @@ impl Sim {
             peak_suspects: 0,
             keeps_order: true,
             unrouted: Vec::new(),
+            route_rows: 2,
             keys: HashMap::new(),
             in_air: BTreeMap::new(),
             expired: BTreeMap::new(),
@@ -174,13 +178,17 @@ impl Sim {
         }
         let at = ready[self.rng.random_range(0..ready.len())];
         let (pos, hooks) = &mut self.unrouted[at];
-        let (pos, hook) = (*pos, hooks.pop());
+        let pos = *pos;
+        let some = hooks.split_off(hooks.len().saturating_sub(self.route_rows));
         if hooks.is_empty() {
             self.unrouted.remove(at);
         }
-        if let Some(hook) = hook {
-            self.fan_out(hook, pos);
-        }
+        let key = self.key_of(pos);
+        some.iter().for_each(|hook| self.store.owe(HookId(*hook), pos, key));
+        let target = |hook: &i64| Target { hook: HookId(*hook), sub: SubId(1), is_ordered: key.is_some() };
+        let event = self.store.events.get(&pos).cloned().filter(|_| self.rng.random_bool(0.9));
+        let event = event.and_then(|stored| if let StoredEvent::Event(event) = stored { Some(event) } else { None });
+        self.tell(News::Late { pos, event, targets: some.iter().map(target).collect() });
     }
 
     /// Rows come behind the engine's back: of an event that was accepted before.
@@ -313,6 +321,14 @@ impl Sim {
 
     /// One step of the engine, and what it says.
     pub(super) fn settle(&mut self) {
+        self.step();
+        while self.engine.wants_step() {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        let before = self.attempts.len();
         self.engine.step(self.clock());
         self.hand_over();
         for action in self.engine.take_actions() {
@@ -332,7 +348,10 @@ impl Sim {
         self.peak = (self.peak.0.max(globals.rows), self.peak.1.max(globals.bytes));
         self.peak_suspects = self.peak_suspects.max(globals.suspects);
         assert!(globals.flights.len() <= IN_FLIGHT_MAX && globals.suspects <= SUSPECTS_MAX);
+        assert!(globals.late_flights <= LATE_IN_FLIGHT_MAX);
         assert_eq!(globals.flights.len(), self.flying.len());
+        // A turn has 64 KiB, and an event costs 4 at least.
+        assert!(self.attempts.len() - before < usize::try_from(STARTS_MAX).unwrap() + 16);
     }
 
     /// Hands outcomes to the store.
@@ -396,6 +415,7 @@ impl Sim {
         assert_eq!((owed.len(), retry.len(), parked.len()), (0, 0, 0), "{:?}", parked.keys().next());
         let globals = &self.engine.globals;
         assert_eq!((globals.rows, globals.bytes, globals.flights.len(), globals.suspects), (0, 0, 0, 0));
+        assert_eq!(globals.late_flights, 0);
         assert_eq!((globals.open_questions, globals.open_bodies, globals.unrecorded.len()), (0, 0, 0));
     }
 

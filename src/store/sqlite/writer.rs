@@ -389,6 +389,7 @@ impl Writer {
             wall: self.shared.clock.wall(),
             limits: &self.state.limits,
             next: self.state.next,
+            epochs: &self.state.epochs,
             effects,
         }
     }

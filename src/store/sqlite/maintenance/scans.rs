@@ -11,24 +11,28 @@
 //! Webhook is owed an event of a key while an older one may yet be routed to it.
 
 use rusqlite::{Connection, OptionalExtension, Result, Row, types::ValueRef};
+use smallvec::SmallVec;
 
 use super::{
     super::{
         effects::{STEP_ROWS_MAX, Step},
-        rows::{order_key, pos_of, seq_of},
+        rows::{self, order_key, pos_of, seq_of},
     },
     place::{NewOwed, added, count, insert_owed, is_known},
     retention::Pins,
 };
 use crate::{
     event::{Pos, StoreTime},
-    store::{HookId, OrderKey, RouteKey, SubId},
+    store::{HookId, News, OrderKey, RouteKey, StoredEvent, SubId, Target},
 };
 
 /// Events that one step of a scan reads at most.
 pub(super) const SCAN_READS_MAX: usize = 1_024;
+/// Deliveries that one step of fan-outs writes at most: publishers wait for the
+/// whole step, and each transaction has time for one.
+pub(super) const FAN_ROWS_MAX: usize = 64;
 /// Events whose fan-out one step goes on with at most.
-const STEP_FANS_MAX: usize = 256;
+const STEP_FANS_MAX: usize = 32;
 
 /// What routing asks of an event, as it is stored.
 pub(super) struct Routed {
@@ -131,7 +135,7 @@ pub(in super::super) fn stands_behind_fan_out(db: &Connection, ns: i64, key: Ord
 /// as one step has room for: of those that stood behind others for their key,
 /// each has few targets. False if there is none at all.
 pub(super) fn fan(step: &mut Step<'_>, pins: &mut Pins, turn: &mut i64) -> Result<bool> {
-    let mut room = STEP_ROWS_MAX;
+    let mut room = FAN_ROWS_MAX;
     for nth in 0..STEP_FANS_MAX {
         let Some(fan) = next_fan(step.tx, *turn)?.filter(|_| room > 0) else { return Ok(nth > 0) };
         *turn = fan.id;
@@ -154,8 +158,8 @@ fn fan_to(step: &mut Step<'_>, pins: &mut Pins, fan: &Fan, room: usize) -> Resul
         let key = order_key.filter(|_| target.is_ordered);
         let row = NewOwed { hook: target.hook.0, seq, sub: target.sub.0, key, shape: None, since: None };
         route(step, pins, &row)?;
-        added(step, row.hook, seq);
     }
+    tell_late(step, pos_of(seq), &targets)?;
     match targets.last().filter(|_| has_more) {
         Some(last) => {
             step.tx.prepare_cached("UPDATE scan SET cursor = ?2 WHERE id = ?1")?.execute((fan.id, last.hook.0))?;
@@ -163,6 +167,20 @@ fn fan_to(step: &mut Step<'_>, pins: &mut Pins, fan: &Fan, room: usize) -> Resul
         None => end_fan_out(step.tx, seq)?,
     }
     Ok(targets.len())
+}
+
+/// Tells the dispatcher who gets an event, with the event: it need not ask for it
+/// once for each of them.
+fn tell_late(step: &mut Step<'_>, pos: Pos, targets: &[Target]) -> Result<()> {
+    if targets.is_empty() {
+        return Ok(());
+    }
+    let event = match rows::event(step.tx, step.epochs, pos)? {
+        StoredEvent::Event(event) => Some(event),
+        StoredEvent::Corrupt | StoredEvent::Missing => None,
+    };
+    step.effects.news.push(News::Late { pos, event, targets: SmallVec::from_slice(targets) });
+    Ok(())
 }
 
 /// The fan-out of an event is over, whatever became of it: the next one of its

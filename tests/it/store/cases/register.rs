@@ -54,6 +54,7 @@ pub async fn of_a_key_an_event_is_shown_only_after_older_ones_however_long_their
         }
         let page = w.partition().owed(last, after, 1_000).await.unwrap();
         let told = w.news().into_iter().filter_map(|news| match news {
+            News::Late { pos, targets, .. } => targets.iter().any(|target| target.hook == last).then_some(pos),
             News::Added { hook, from } | News::Changed { hook, from } => (hook == last).then_some(from),
             News::Owed { .. } | News::Failed(_) => None,
         });
