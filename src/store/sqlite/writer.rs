@@ -63,8 +63,9 @@ const UPKEEP_WAIT: Duration = Duration::from_millis(10);
 /// Part of the time of a transaction that somebody waits for which upkeep may add
 /// to it, beside one step.
 const UPKEEP_PART: u32 = 8;
-/// Time that upkeep takes of one transaction at most, beside one step.
-const UPKEEP_TIME_MAX: Duration = Duration::from_millis(5);
+/// Time that upkeep takes of one transaction at most, beside one step: so long an
+/// accept waits that comes when nobody was waiting.
+const UPKEEP_TIME_MAX: Duration = Duration::from_millis(1);
 
 /// What the writer shares with the callers.
 pub(super) struct Shared {
