@@ -29,9 +29,8 @@ impl Engine {
         let Self { hooks, globals } = self;
         let Some(flight) = globals.flights.remove(&flight) else { return };
         globals.metrics.attempts.get_or_create(&super::metrics::outcome(&report.end)).inc();
-        if flight.is_suspect {
-            globals.suspects -= 1;
-        }
+        globals.suspects -= usize::from(flight.is_suspect);
+        globals.late_flights -= usize::from(flight.is_late);
         let id = flight.hook;
         let Some(hook) = hooks.get_mut(&id) else { return };
         hook.flying.retain(|pos| *pos != flight.row.pos);
@@ -248,7 +247,7 @@ impl Globals {
 
     fn park(&mut self, hook: &mut Hook, item: &Item) {
         let (Some(keys), Some(key)) = (hook.keys.as_mut(), item.row.key) else { return };
-        keys.parking(key);
+        keys.parking(key, item.row.pos);
         self.push_outcome(hook, item.row, None, Next::Park, After::Parked(key));
     }
 
@@ -277,10 +276,15 @@ impl Globals {
 
     fn key_goes_back(&mut self, hook: &mut Hook, row: &OwedRow, origin: Origin) {
         if row.key.is_some() && hook.keys.is_some() {
-            if let (Some(keys), Some(key)) = (hook.keys.as_mut(), row.key) {
-                keys.hand_back(key, origin);
-            }
+            let behind = match (hook.keys.as_mut(), row.key) {
+                (Some(keys), Some(key)) => keys.hand_back(key, row.pos, origin),
+                _ => std::collections::VecDeque::new(),
+            };
             // What stood behind it must not overtake it.
+            for item in behind {
+                self.count_out(&item);
+                hook.reread(item.row.pos, item.origin);
+            }
             self.unload(hook);
         }
     }
@@ -292,7 +296,7 @@ impl Globals {
             let Some(hook) = hooks.get_mut(&id) else { continue };
             hook.in_suspects = false;
             self.mark_ready(hook);
-            if hook.in_ring {
+            if hook.lane.is_some() {
                 break;
             }
         }

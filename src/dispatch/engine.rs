@@ -21,9 +21,11 @@ use super::{
     AttemptJob, DispatchMetrics, HookHealth, HookView,
     hook::{Closed, Hook, Item, Origin, Trust},
     questions::Question,
+    turns::Rings,
 };
 use crate::{
     event::{Event, Pos, StoreTime},
+    policy::delivery::DeliverySettings,
     store::{HookId, HookNote, News, Outcome, OwedRow, RecordTicket, Target},
 };
 
@@ -33,9 +35,6 @@ pub(super) const IN_FLIGHT_MAX: usize = 1_024;
 pub(super) const SUSPECTS_MAX: usize = 256;
 /// Outcomes that are not durable, at most: beyond it no attempt is started.
 pub(super) const UNRECORDED_MAX: usize = 16_384;
-/// A hook may have this part of the free places: when they get few, no hook
-/// that hangs takes the last ones.
-const FREE_SHARE: usize = 16;
 /// Bytes of events in memory that wait for their turn: 32 MiB.
 pub(super) const CACHED_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Rows of one hook in memory.
@@ -44,11 +43,6 @@ pub(super) const WINDOW_ROWS: usize = 1_024;
 pub(super) const WINDOW_ROWS_CROWDED: usize = 16;
 /// From here on it is crowded.
 pub(super) const ROWS_CROWDED: usize = 128 * 1_024;
-/// Bytes that a hook may send in one turn.
-const QUANTUM_BYTES: u32 = 64 * 1024;
-/// What an event costs at least, so that small ones take turns as well.
-const COST_BYTES_MIN: u32 = 4 * 1024;
-
 /// Both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Now {
@@ -74,6 +68,7 @@ pub(super) struct Flight {
     pub(super) origin: Origin,
     pub(super) is_probe: bool,
     pub(super) is_suspect: bool,
+    pub(super) is_late: bool,
     /// As they were when it began; see [`Hook`].
     pub(super) view: u32,
     pub(super) endpoint: u32,
@@ -81,12 +76,14 @@ pub(super) struct Flight {
 
 /// Everything that hooks share.
 pub(super) struct Globals {
-    pub(super) ring: VecDeque<HookId>,
+    pub(super) rings: Rings,
     pub(super) suspect_ring: VecDeque<HookId>,
     pub(super) questions: VecDeque<HookId>,
     pub(super) fetch_ring: VecDeque<HookId>,
     pub(super) timers: BTreeSet<(StoreTime, HookId)>,
     pub(super) flights: HashMap<u64, Flight>,
+    /// Of them: of hooks in the ring of late ones.
+    pub(super) late_flights: usize,
     pub(super) last_flight: u64,
     pub(super) last_serial: NonZeroU64,
     pub(super) suspects: usize,
@@ -113,12 +110,13 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn new(metrics: DispatchMetrics, chance: Box<dyn FnMut() -> f64 + Send>) -> Self {
         let globals = Globals {
-            ring: VecDeque::new(),
+            rings: Rings::default(),
             suspect_ring: VecDeque::new(),
             questions: VecDeque::new(),
             fetch_ring: VecDeque::new(),
             timers: BTreeSet::new(),
             flights: HashMap::new(),
+            late_flights: 0,
             last_flight: 0,
             last_serial: NonZeroU64::MIN,
             suspects: 0,
@@ -146,8 +144,9 @@ impl Engine {
             globals.unload(hook);
             hook.keys = Some(Box::default());
         }
-        if let Some(keys) = hook.keys.as_mut().filter(|_| !view.settings.blocks_on_dead) {
-            keys.release_dead();
+        let order = |settings: &DeliverySettings| (settings.is_ordered, settings.blocks_on_dead);
+        if order(&view.settings) != order(&hook.settings) {
+            globals.reload_keys(hook);
         }
         let is_other = hook.take_view(view);
         hook.hold = None;
@@ -185,16 +184,24 @@ impl Engine {
                     self.owed(pos, event.as_ref(), target, now);
                 }
             }
-            News::Changed { hook: id, from } => {
-                let before = Pos(from.0.saturating_sub(1));
-                let hook = self.hooks.entry(id).or_insert_with(|| Hook::unknown(id, before));
-                self.globals.changed(hook, from);
-                hook.probe_not_before = None;
-                self.globals.settle(hook, now);
+            News::Late { pos, event, targets } => {
+                for target in targets {
+                    self.late(pos, event.as_ref(), target, now);
+                }
             }
+            News::Added { hook: id, from } => self.rows_changed(id, from, now, Globals::read_again),
+            News::Changed { hook: id, from } => self.rows_changed(id, from, now, Globals::changed),
             // The shell ends before it comes here.
             News::Failed(_) => {}
         }
+    }
+
+    fn rows_changed(&mut self, id: HookId, from: Pos, now: Now, take: fn(&mut Globals, &mut Hook, Pos)) {
+        let before = Pos(from.0.saturating_sub(1));
+        let hook = self.hooks.entry(id).or_insert_with(|| Hook::unknown(id, before));
+        take(&mut self.globals, hook, from);
+        hook.probe_not_before = None;
+        self.globals.settle(hook, now);
     }
 
     /// An event is owed: into the window if there is room, else the hook is
@@ -207,9 +214,7 @@ impl Engine {
             // An answer of the store was faster than the news.
             return;
         }
-        // The store alone knows the numbers of ordering keys.
-        let has_room = hook.queue.len() < globals.window_rows() && hook.keys.is_none() && !target.is_ordered;
-        if hook.closed.is_some() || !hook.is_known || hook.is_spilled || !has_room || globals.is_stopping {
+        if !globals.takes_in(hook, target) {
             hook.is_spilled = true;
             hook.spilled_to = hook.spilled_to.max(pos);
             if hook.probe_not_before.take().is_some() || (hook.closed.is_none() && hook.is_known) {
@@ -217,18 +222,24 @@ impl Engine {
             }
             return;
         }
-        let row = OwedRow { pos, sub: target.sub, key: None, tries: 0, shape: None };
-        let mut item = Item::new(row, Origin::Owed);
-        if hook.trust != Trust::Suspect
-            && let Some(event) = event
-            && globals.bytes.saturating_add(event.memory_bytes()) <= CACHED_BYTES_MAX
-        {
-            item.event = Some(Arc::clone(event));
-        }
-        hook.cursor = pos;
-        globals.count_in(&item);
-        hook.queue.push_back(item);
+        globals.take_in(hook, pos, event, target);
+        hook.only_late = false;
         globals.mark_ready(hook);
+    }
+
+    /// An event that was accepted before is owed: into the window at its place, if
+    /// the window reaches that far, else it is read again from there.
+    fn late(&mut self, pos: Pos, event: Option<&Arc<Event>>, target: Target, now: Now) {
+        let Self { hooks, globals } = self;
+        match hooks.get_mut(&target.hook) {
+            // No answer was faster than the news: it is not in memory.
+            Some(hook) if globals.takes_in(hook, target) => {
+                hook.only_late |= hook.queue.is_empty();
+                globals.take_in(hook, pos, event, target);
+                globals.mark_ready(hook);
+            }
+            _ => self.rows_changed(target.hook, pos, now, Globals::read_again),
+        }
     }
 
     /// Fires what is due and starts what may start.
@@ -242,7 +253,7 @@ impl Engine {
         }
         if !self.globals.is_stopping {
             self.ask_questions(now);
-            self.serve_ring(now);
+            self.serve_rings(now);
         }
         let globals = &self.globals;
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
@@ -250,22 +261,6 @@ impl Engine {
         globals.metrics.window_rows.set(count(globals.rows));
         globals.metrics.window_bytes.set(count(globals.bytes));
         globals.metrics.unrecorded.set(count(globals.unrecorded.len()));
-    }
-
-    fn serve_ring(&mut self, now: Now) {
-        let Self { hooks, globals } = self;
-        while globals.flights.len() < IN_FLIGHT_MAX && globals.unrecorded_len() < UNRECORDED_MAX {
-            let Some(id) = globals.ring.pop_front() else { break };
-            let Some(hook) = hooks.get_mut(&id) else { continue };
-            hook.in_ring = false;
-            if globals.serve(hook, now) {
-                hook.in_ring = true;
-                globals.ring.push_back(id);
-            } else {
-                hook.deficit = 0;
-                globals.settle(hook, now);
-            }
-        }
     }
 
     /// When the next step is due though nothing comes in.
@@ -313,6 +308,30 @@ impl Engine {
 }
 
 impl Globals {
+    /// Whether rows that the store tells of go straight into a hook's window: all
+    /// up to its cursor is there, it has room, and the store alone knows the
+    /// numbers of ordering keys.
+    fn takes_in(&self, hook: &Hook, target: Target) -> bool {
+        let is_open = hook.closed.is_none() && hook.is_known && !hook.is_spilled && !self.is_stopping;
+        is_open && hook.queue.len() < self.window_rows() && hook.keys.is_none() && !target.is_ordered
+    }
+
+    /// Takes a row into the window, with its event if there is room for it.
+    fn take_in(&mut self, hook: &mut Hook, pos: Pos, event: Option<&Arc<Event>>, target: Target) {
+        let row = OwedRow { pos, sub: target.sub, key: None, tries: 0, shape: None };
+        let mut item = Item::new(row, Origin::Owed);
+        if hook.trust != Trust::Suspect
+            && let Some(event) = event
+            && self.bytes.saturating_add(event.memory_bytes()) <= CACHED_BYTES_MAX
+        {
+            item.event = Some(Arc::clone(event));
+        }
+        hook.cursor = hook.cursor.max(pos);
+        self.count_in(&item);
+        let at = hook.queue.partition_point(|other| other.row.pos < pos);
+        hook.queue.insert(at, item);
+    }
+
     /// Brings a hook in order after whatever happened to it.
     pub(super) fn settle(&mut self, hook: &mut Hook, now: Now) {
         if hook.hold.as_ref().is_some_and(|hold| hold.until.is_some_and(|until| until <= now.store)) {
@@ -345,60 +364,6 @@ impl Globals {
         self.set_timer(hook, hook.next_timer().filter(|at| *at > now.store));
     }
 
-    /// Gives a hook with work its place in the ring.
-    pub(super) fn mark_ready(&mut self, hook: &mut Hook) {
-        let may = !hook.in_ring && !hook.in_suspects && !hook.is_fetching && hook.closed.is_none();
-        if may && hook.rate_at.is_none() && hook.has_work() && hook.flying.len() < self.at_once(hook) {
-            hook.in_ring = true;
-            self.ring.push_back(hook.id);
-        }
-    }
-
-    /// Starts attempts of a hook in its turn. True if it has more to start.
-    fn serve(&mut self, hook: &mut Hook, now: Now) -> bool {
-        if hook.closed.is_some() || hook.is_fetching {
-            return false;
-        }
-        hook.deficit = hook.deficit.saturating_add(QUANTUM_BYTES);
-        while self.flights.len() < IN_FLIGHT_MAX && hook.flying.len() < self.at_once(hook) {
-            if hook.trust == Trust::Suspect && self.suspects >= SUSPECTS_MAX {
-                hook.in_suspects = true;
-                self.suspect_ring.push_back(hook.id);
-                return false;
-            }
-            let Some(takes_due) = hook.next_source() else { return false };
-            if self.put_aside(hook, takes_due) {
-                continue;
-            }
-            let Some(item) = hook.source(takes_due).front() else { return false };
-            let Some(event) = &item.event else {
-                self.fetch(hook, takes_due);
-                return false;
-            };
-            let cost = u32::try_from(event.memory_bytes()).unwrap_or(u32::MAX).max(COST_BYTES_MIN);
-            if hook.deficit < cost {
-                return true;
-            }
-            if let Some(Err(wait)) = hook.limiter.as_mut().map(|limiter| limiter.take(now.store.0)) {
-                hook.rate_at = Some(plus(now.store, wait));
-                return false;
-            }
-            hook.deficit -= cost;
-            hook.takes_due_next = !takes_due;
-            if let Some(item) = hook.source(takes_due).pop_front() {
-                self.count_out(&item);
-                self.start(hook, item, false, now);
-            }
-        }
-        false
-    }
-
-    /// Attempts that a hook may have in flight as things are.
-    fn at_once(&self, hook: &Hook) -> usize {
-        let free = IN_FLIGHT_MAX.saturating_sub(self.flights.len());
-        hook.at_once().min((free / FREE_SHARE).max(1))
-    }
-
     /// Starts an attempt. What has been owed for too long is the store's matter:
     /// it alone knows since when a replayed Delivery is owed.
     pub(super) fn start(&mut self, hook: &mut Hook, item: Item, is_probe: bool, now: Now) {
@@ -411,12 +376,13 @@ impl Globals {
             let waited = f64::from(u32::try_from(now.store.0 - event.at.0).unwrap_or_default());
             self.metrics.first_attempt_seconds.observe(waited / 1_000.0);
         }
-        let is_suspect = hook.trust == Trust::Suspect;
+        let (is_suspect, is_late) = (hook.trust == Trust::Suspect, hook.is_late());
         self.suspects += usize::from(is_suspect);
+        self.late_flights += usize::from(is_late);
         self.last_flight += 1;
         hook.flying.push(row.pos);
         let (view, endpoint) = (hook.view, hook.endpoint);
-        let flight = Flight { hook: hook.id, row, origin, is_probe, is_suspect, view, endpoint };
+        let flight = Flight { hook: hook.id, row, origin, is_probe, is_suspect, is_late, view, endpoint };
         self.flights.insert(self.last_flight, flight);
         let (namespace, withdrawn) = (Arc::clone(&hook.namespace), hook.withdrawn);
         let job = AttemptJob { hook: hook.id, namespace, webhook, withdrawn, event, shape: row.shape };
@@ -448,7 +414,7 @@ impl Globals {
         if self.rows < ROWS_CROWDED { self.window } else { WINDOW_ROWS_CROWDED }
     }
 
-    fn unrecorded_len(&self) -> usize {
+    pub(super) fn unrecorded_len(&self) -> usize {
         self.unrecorded.len() + self.outcomes.len()
     }
 

@@ -17,7 +17,7 @@ use std::{collections::VecDeque, sync::Arc};
 use k8s_openapi::jiff::Timestamp;
 use smallvec::SmallVec;
 
-use super::{Hold, HookView, metrics::HoldLabel, order::Keys};
+use super::{Hold, HookView, metrics::HoldLabel, order::Keys, turns::Lane};
 use crate::{
     api::Reason,
     event::{Event, Pos, StoreTime},
@@ -160,7 +160,11 @@ pub(super) struct Hook {
     pub(super) is_removed: bool,
     pub(super) is_spilled: bool,
     pub(super) is_fetching: bool,
-    pub(super) in_ring: bool,
+    /// Something changed that the answer to the open question may not know of.
+    pub(super) is_stale: bool,
+    /// Everything in the queue came by fan-outs.
+    pub(super) only_late: bool,
+    pub(super) lane: Option<Lane>,
     pub(super) in_suspects: bool,
     pub(super) in_questions: bool,
     pub(super) takes_due_next: bool,
@@ -206,7 +210,9 @@ impl Hook {
             is_removed: false,
             is_spilled: false,
             is_fetching: false,
-            in_ring: false,
+            is_stale: false,
+            only_late: false,
+            lane: None,
             in_suspects: false,
             in_questions: false,
             takes_due_next: false,
@@ -293,7 +299,8 @@ impl Hook {
 
     /// Due rows and new ones take turns: true for the due ones.
     pub(super) fn next_source(&self) -> Option<bool> {
-        let has_new = !self.queue.is_empty() && !self.is_blocked_by_keys();
+        // The one whose turn it is has its key already.
+        let has_new = self.queue.front().is_some_and(|item| item.has_turn || !self.is_blocked_by_keys());
         match (self.due.is_empty(), has_new) {
             (true, false) => None,
             (true, true) => Some(false),
@@ -305,6 +312,11 @@ impl Hook {
     /// Due rows, or new ones.
     pub(super) fn source(&mut self, takes_due: bool) -> &mut VecDeque<Item> {
         if takes_due { &mut self.due } else { &mut self.queue }
+    }
+
+    /// Whether it has nothing but Deliveries of fan-outs.
+    pub(super) fn is_late(&self) -> bool {
+        self.only_late && self.due.is_empty()
     }
 
     /// Whether some row waits in memory for its turn.
@@ -319,17 +331,11 @@ impl Hook {
         self.keys.as_ref().is_some_and(|keys| !keys.is_loaded || (is_ordered && keys.is_full()))
     }
 
-    /// Frees keys whose dead Delivery is dead no longer and was not re-opened.
-    pub(super) fn free_keys(&mut self) {
-        let Self { keys, queue, cursor, .. } = self;
-        if let Some(keys) = keys.as_mut().filter(|keys| keys.is_loaded) {
-            keys.covered(*cursor, |pos| queue.binary_search_by_key(&pos, |item| item.row.pos).is_ok());
-        }
-    }
-
     /// Whether this row is in memory elsewhere than in `queue`.
-    pub(super) fn holds(&self, pos: Pos) -> bool {
+    pub(super) fn holds(&self, row: &OwedRow) -> bool {
+        let pos = row.pos;
         self.flying.contains(&pos)
+            || self.keys.as_ref().is_some_and(|keys| keys.holds(row))
             || self.recording.iter().any(|(known, _)| *known == pos)
             || self.due.iter().any(|item| item.row.pos == pos)
             || self.finished.contains(&pos)
@@ -352,13 +358,17 @@ impl Hook {
         let at = self.queue.partition_point(|item| item.row.pos < from);
         let Some(first) = self.queue.get(at).map(|item| item.row.pos) else { return (0, 0) };
         let last = self.queue.back().map_or(first, |item| item.row.pos);
-        let mut freed = (0, 0);
+        let (mut freed, mut behind) = ((0, 0), VecDeque::new());
         for item in self.queue.drain(at..) {
             freed = (freed.0 + 1, freed.1 + item.bytes());
-            give_turn_back(&mut self.keys, &item);
+            behind.append(&mut give_turn_back(&mut self.keys, &item));
         }
         self.spilled_to = self.spilled_to.max(last);
         self.set_back(first);
+        for item in behind {
+            freed = (freed.0 + 1, freed.1 + item.bytes());
+            self.reread(item.row.pos, item.origin);
+        }
         self.trim();
         freed
     }
@@ -396,11 +406,10 @@ impl Hook {
     /// Takes everything that is not in flight out of memory.
     pub(super) fn unload(&mut self) -> (usize, usize) {
         let (mut rows, mut bytes) = self.unload_queue(Pos(0));
-        for item in &self.due {
-            give_turn_back(&mut self.keys, item);
-        }
-        let behind = self.keys.as_mut().map(|keys| keys.reset()).unwrap_or_default();
-        for item in std::mem::take(&mut self.due).into_iter().chain(behind) {
+        let due = std::mem::take(&mut self.due);
+        let mut behind: Vec<Item> = due.iter().flat_map(|item| give_turn_back(&mut self.keys, item)).collect();
+        behind.extend(self.keys.as_mut().map(|keys| keys.reset()).unwrap_or_default());
+        for item in due.into_iter().chain(behind) {
             rows += 1;
             bytes += item.bytes();
             self.reread(item.row.pos, item.origin);
@@ -436,9 +445,11 @@ impl Hook {
     }
 }
 
-fn give_turn_back(keys: &mut Option<Box<Keys>>, item: &Item) {
-    if let (Some(keys), Some(key), true) = (keys, item.row.key, item.has_turn) {
-        keys.hand_back(key, item.origin);
+/// The turn of a row goes back; the rows that stood behind it.
+fn give_turn_back(keys: &mut Option<Box<Keys>>, item: &Item) -> VecDeque<Item> {
+    match (keys, item.row.key) {
+        (Some(keys), Some(key)) if item.has_turn => keys.hand_back(key, item.row.pos, item.origin),
+        _ => VecDeque::new(),
     }
 }
 

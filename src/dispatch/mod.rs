@@ -16,6 +16,7 @@ mod metrics;
 mod order;
 mod questions;
 mod shell;
+mod turns;
 mod verdict;
 
 #[cfg(test)]

@@ -12,6 +12,11 @@
 //! wait behind one in flight. A window that one slow key has filled holds up the
 //! other keys of its hook, and no other hook.
 //!
+//! A dead Delivery that blocks its key blocks what is younger. What is older, a
+//! Delivery that a Replay re-opened, is parked and sent as if it were not there.
+//! What blocks a key is asked of the store again whenever rows of the hook change
+//! behind the dispatcher's back: nothing is remembered that the rows do not say.
+//!
 //! A hook that is no longer ordered keeps its keys until nothing of them is
 //! blocked: nobody else reads what is parked.
 
@@ -20,7 +25,7 @@ use std::collections::{HashMap, VecDeque};
 use super::hook::{Item, Origin};
 use crate::{
     event::Pos,
-    store::{OrderKey, OwedRow},
+    store::{BlockedKey, OrderKey, OwedRow},
 };
 
 /// Blocked keys of one hook at most; with more, new Deliveries of it wait.
@@ -44,17 +49,16 @@ pub(super) struct Keys {
 struct KeyState {
     is_taken: bool,
     is_waiting: bool,
-    is_parked: bool,
+    /// Rows are parked, none of them before this position.
+    parked: Option<Pos>,
     /// Rows that are being parked and are not durable there.
     parking: u32,
     /// Something was parked since the parked rows were asked for.
     parked_since: bool,
     in_drains: bool,
-    /// Blocked behind this dead Delivery.
+    /// The first dead Delivery that blocks.
     dead: Option<Pos>,
-    /// It was, and the store says it is dead no longer: if it was re-opened it
-    /// comes before what is parked behind it.
-    awaits: Option<Pos>,
+    /// In the order of their positions.
     behind: VecDeque<Item>,
 }
 
@@ -81,12 +85,7 @@ impl Keys {
             state.is_waiting &= origin != Origin::Waiting;
             return Turn::Send;
         }
-        if state.dead.or(state.awaits) == Some(pos) && !state.is_taken {
-            // It was re-opened: it comes before what is parked behind it.
-            (state.dead, state.awaits, state.is_taken) = (None, None, true);
-            return Turn::Send;
-        }
-        if state.is_waiting || state.is_parked || state.is_behind_dead() {
+        if state.is_waiting || state.parked.is_some() || !state.comes_before_dead(pos) {
             return Turn::Park;
         }
         if !state.is_taken {
@@ -101,20 +100,23 @@ impl Keys {
         let state = self.states.entry(key).or_default();
         state.is_taken = true;
         state.is_waiting &= origin != Origin::Waiting;
-        (state.dead, state.awaits) = (None, None);
     }
 
     /// Keeps a row behind the one in flight.
     pub(super) fn keep_behind(&mut self, key: OrderKey, item: Item) {
-        self.states.entry(key).or_default().behind.push_back(item);
+        let behind = &mut self.states.entry(key).or_default().behind;
+        // A backfill brings older rows late.
+        let at = behind.partition_point(|other| other.row.pos < item.row.pos);
+        behind.insert(at, item);
         self.behind_rows += 1;
     }
 
-    /// A row of this key is being parked.
-    pub(super) fn parking(&mut self, key: OrderKey) {
+    /// The row at this position is being parked.
+    pub(super) fn parking(&mut self, key: OrderKey, pos: Pos) {
         let state = self.states.entry(key).or_default();
         state.parking += 1;
-        (state.is_parked, state.parked_since) = (true, true);
+        state.parked = Some(state.parked.map_or(pos, |first| first.min(pos)));
+        state.parked_since = true;
     }
 
     /// A row of this key is parked durably.
@@ -151,19 +153,26 @@ impl Keys {
     pub(super) fn block_dead(&mut self, key: OrderKey, pos: Pos) -> VecDeque<Item> {
         let behind = self.block(key);
         if let Some(state) = self.states.get_mut(&key) {
-            (state.is_waiting, state.dead) = (false, Some(pos));
+            state.is_waiting = false;
+            state.dead = Some(state.dead.map_or(pos, |first| first.min(pos)));
         }
         behind
     }
 
-    /// The one in front went back to where it was.
-    pub(super) fn hand_back(&mut self, key: OrderKey, origin: Origin) {
-        if let Some(state) = self.states.get_mut(&key) {
-            state.is_taken = false;
-            state.is_waiting |= origin == Origin::Waiting;
-            state.is_parked |= origin == Origin::Parked;
-        }
+    /// The one in front, at this position, went back to where it was: the rows
+    /// behind it, which go back too.
+    pub(super) fn hand_back(&mut self, key: OrderKey, pos: Pos, origin: Origin) -> VecDeque<Item> {
+        let Some(state) = self.states.get_mut(&key) else { return VecDeque::new() };
+        state.is_taken = false;
+        state.is_waiting |= origin == Origin::Waiting;
+        let behind = std::mem::take(&mut state.behind);
+        let parked = behind.iter().filter(|item| item.origin == Origin::Parked).map(|item| item.row.pos);
+        let parked = parked.chain((origin == Origin::Parked).then_some(pos));
+        state.parked = state.parked.into_iter().chain(parked).min();
+        self.behind_rows -= behind.len();
+        self.wish_drain(key);
         self.free_if_idle(key);
+        behind
     }
 
     /// The next key whose parked rows shall be read.
@@ -185,66 +194,51 @@ impl Keys {
         !self.drains.is_empty()
     }
 
-    /// Parked rows of a key, those left out whose outcomes are not durable yet.
-    /// The first one to send. With `is_last` no parked row is left.
+    /// Parked rows of a key in their order, as far as they come before what is dead
+    /// and blocks it.
+    pub(super) fn sendable<'a>(&self, key: OrderKey, rows: &'a [OwedRow]) -> &'a [OwedRow] {
+        let state = self.states.get(&key);
+        let end = rows.iter().position(|row| state.is_some_and(|state| !state.comes_before_dead(row.pos)));
+        &rows[..end.unwrap_or(rows.len())]
+    }
+
+    /// Takes parked rows of a key that may be sent, those left out whose outcomes
+    /// are not durable yet. The first one to send. `first` is the first row that the
+    /// store showed; none: no row is left.
     pub(super) fn take_parked(
         &mut self,
         key: OrderKey,
         rows: impl Iterator<Item = Item>,
-        is_last: bool,
+        first: Option<Pos>,
     ) -> Option<Item> {
         let state = self.states.entry(key).or_default();
         let before = state.behind.len();
         state.behind.extend(rows);
         self.behind_rows += state.behind.len() - before;
-        if state.is_taken || state.is_waiting || state.is_behind_dead() {
+        if !state.parked_since && state.parking == 0 {
+            state.parked = first;
+        }
+        if state.is_taken || state.is_waiting {
             return None;
         }
-        let first = state.behind.pop_front();
-        state.is_taken = first.is_some();
-        self.behind_rows -= usize::from(first.is_some());
-        if first.is_none() {
-            state.is_parked = !is_last || state.parked_since || state.parking > 0;
+        let next = state.behind.pop_front();
+        state.is_taken = next.is_some();
+        self.behind_rows -= usize::from(next.is_some());
+        if next.is_none() {
             self.wish_drain(key);
             self.free_if_idle(key);
         }
-        first
+        next
     }
 
-    /// What the store says: keys that are blocked (at most
-    /// [`BLOCKED_KEYS_MAX`] + 1), of them those with a row that waits, and those
-    /// with a dead Delivery that blocks.
-    pub(super) fn load(&mut self, blocked: &[OrderKey], waiting: &[OrderKey], dead: &[(OrderKey, Pos)]) {
+    /// What the store says: keys that are blocked, at most [`BLOCKED_KEYS_MAX`] + 1.
+    pub(super) fn load(&mut self, blocked: &[BlockedKey]) {
         self.is_loaded = true;
         self.is_truncated = blocked.len() > BLOCKED_KEYS_MAX;
-        for key in blocked {
-            self.states.entry(*key).or_default().is_parked = true;
-        }
-        for key in waiting {
-            self.states.entry(*key).or_default().is_waiting = true;
-        }
-        for (key, pos) in dead {
-            let state = self.states.entry(*key).or_default();
-            state.dead = Some(state.dead.map_or(*pos, |first| first.min(*pos)));
-            state.awaits = None;
-        }
-        for key in blocked {
-            self.wish_drain(*key);
-        }
-    }
-
-    /// Owed rows were read up to `cursor`, and `has` tells of those at hand:
-    /// keys whose dead Delivery was not re-opened are free.
-    pub(super) fn covered(&mut self, cursor: Pos, has: impl Fn(Pos) -> bool) {
-        let is_over = |pos: Pos| pos <= cursor && !has(pos);
-        let over = self.states.iter().filter(|(_, state)| state.awaits.is_some_and(is_over));
-        let over: Vec<OrderKey> = over.map(|(key, _)| *key).collect();
-        for key in over {
-            if let Some(state) = self.states.get_mut(&key) {
-                state.awaits = None;
-            }
+        for &BlockedKey { key, is_waiting, parked, dead } in blocked {
+            let state = self.states.entry(key).or_default();
+            (state.is_waiting, state.parked, state.dead) = (is_waiting, parked, dead);
             self.wish_drain(key);
-            self.free_if_idle(key);
         }
     }
 
@@ -260,9 +254,9 @@ impl Keys {
             behind.extend(state.behind.drain(..));
         }
         self.states.retain(|_, state| {
-            (state.is_waiting, state.is_parked) = (false, state.parking > 0);
-            state.awaits = state.dead.take().or(state.awaits);
-            state.is_taken || state.parking > 0 || state.awaits.is_some()
+            (state.is_waiting, state.dead) = (false, None);
+            state.parked = state.parked.filter(|_| state.parking > 0);
+            state.is_taken || state.parking > 0
         });
         behind
     }
@@ -272,23 +266,10 @@ impl Keys {
         self.is_loaded && !self.is_truncated && self.states.is_empty()
     }
 
-    /// Dead Deliveries block nothing any more.
-    pub(super) fn release_dead(&mut self) {
-        let dead: Vec<OrderKey> =
-            self.states.iter().filter(|(_, state)| state.dead.is_some()).map(|(key, _)| *key).collect();
-        for key in dead {
-            if let Some(state) = self.states.get_mut(&key) {
-                state.dead = None;
-            }
-            self.wish_drain(key);
-            self.free_if_idle(key);
-        }
-    }
-
     /// Whether this row stands behind its key.
     pub(super) fn holds(&self, row: &OwedRow) -> bool {
         let state = row.key.and_then(|key| self.states.get(&key));
-        state.is_some_and(|state| state.behind.iter().any(|item| item.row.pos == row.pos))
+        state.is_some_and(|state| state.behind.binary_search_by_key(&row.pos, |item| item.row.pos).is_ok())
     }
 
     /// Rows in memory behind one in flight.
@@ -324,17 +305,17 @@ impl Keys {
 }
 
 impl KeyState {
-    const fn is_behind_dead(&self) -> bool {
-        self.dead.is_some() || self.awaits.is_some()
+    fn comes_before_dead(&self, pos: Pos) -> bool {
+        self.dead.is_none_or(|dead| pos < dead)
     }
 
     fn may_drain(&self) -> bool {
-        let is_blocked = self.is_taken || self.is_waiting || self.is_behind_dead();
-        self.is_parked && self.parking == 0 && !is_blocked && self.behind.is_empty()
+        let is_free = !self.is_taken && !self.is_waiting && self.behind.is_empty();
+        is_free && self.parking == 0 && self.parked.is_some_and(|first| self.comes_before_dead(first))
     }
 
     fn is_idle(&self) -> bool {
-        let is_blocked = self.is_taken || self.is_waiting || self.is_parked || self.is_behind_dead();
+        let is_blocked = self.is_taken || self.is_waiting || self.parked.is_some() || self.dead.is_some();
         !is_blocked && self.parking == 0 && self.behind.is_empty()
     }
 }

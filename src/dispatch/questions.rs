@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     event::{Pos, StoreTime},
-    store::{DeadReason, HookId, OrderKey, OwedPage, OwedRow, StoredEvent, WaitingPage},
+    store::{BlockedKey, DeadReason, HookId, OrderKey, OwedPage, OwedRow, StoredEvent, WaitingPage},
 };
 
 /// Questions about rows that are open at once.
@@ -45,7 +45,7 @@ pub(super) enum Question {
     Probe {
         blocks_on_dead: bool,
     },
-    /// Blocked keys, and which of them have a row that waits or is dead.
+    /// Blocked keys, and by what.
     Keys {
         blocks_on_dead: bool,
     },
@@ -64,7 +64,7 @@ pub(super) enum Reply {
     Owed(OwedPage),
     Waiting(WaitingPage),
     Probe(Option<(OwedRow, Origin, StoredEvent)>),
-    Keys { blocked: Vec<OrderKey>, waiting: Vec<OrderKey>, dead: Vec<(OrderKey, Pos)> },
+    Keys(Vec<BlockedKey>),
     Parked(Vec<OwedRow>),
     Bodies(Vec<StoredEvent>),
 }
@@ -156,14 +156,15 @@ impl Engine {
         let Some(hook) = hooks.get_mut(&id).filter(|hook| hook.asking == Some(serial)) else { return };
         hook.asking = None;
         let back_to = hook.back_to.take();
+        let is_stale = std::mem::take(&mut hook.is_stale);
         match (question, reply) {
             (Question::Owed { limit, .. }, Reply::Owed(page)) => globals.take_owed(hook, page, limit, back_to),
             (Question::Waiting { .. }, Reply::Waiting(page)) => globals.take_waiting(hook, page, back_to),
             (Question::Parked { key, .. }, Reply::Parked(rows)) => globals.take_parked(hook, key, &rows),
-            (_, Reply::Keys { blocked, waiting, dead }) => {
+            // Else they are asked for again.
+            (_, Reply::Keys(blocked)) if !is_stale => {
                 if let Some(keys) = hook.keys.as_mut().filter(|_| hook.closed.is_none()) {
-                    keys.load(&blocked, &waiting, &dead);
-                    hook.free_keys();
+                    keys.load(&blocked);
                 }
             }
             (_, Reply::Probe(found)) => globals.take_probe(hook, found, back_to, now),
@@ -199,16 +200,11 @@ impl Globals {
         }
     }
 
-    /// Owed rows from `from` on are read again. What is in memory of them goes:
-    /// it would be there twice.
+    /// Owed rows from `from` on are read again. What the queue has of them goes: it
+    /// would be there twice.
     pub(super) fn read_again(&mut self, hook: &mut Hook, from: Pos) {
-        if hook.keys.is_some() {
-            // Rows stand behind their keys as well.
-            self.unload(hook);
-        } else {
-            let freed = hook.unload_queue(from);
-            self.free(freed);
-        }
+        let freed = hook.unload_queue(from);
+        self.free(freed);
         hook.set_back(from);
     }
 
@@ -220,11 +216,21 @@ impl Globals {
         }
     }
 
-    /// Rows from `from` on changed in the store: those that wait may have ended.
+    /// Rows from `from` on changed in the store: those that wait may have ended,
+    /// and other keys are blocked.
     pub(super) fn changed(&mut self, hook: &mut Hook, from: Pos) {
+        self.reload_keys(hook);
         self.read_again(hook, from);
         let freed = hook.unload_due(from);
         self.free(freed);
+    }
+
+    /// What is known of a hook's keys is worth nothing: they are asked for again.
+    pub(super) fn reload_keys(&mut self, hook: &mut Hook) {
+        if hook.keys.is_some() {
+            self.unload(hook);
+            hook.is_stale = hook.asking.is_some();
+        }
     }
 
     fn take_owed(&mut self, hook: &mut Hook, page: OwedPage, limit: usize, back_to: Option<Pos>) {
@@ -242,9 +248,10 @@ impl Globals {
             } else if hook.finished.contains(&row.pos) {
                 // Read before its outcome was durable, or re-opened after it.
                 again = again.or(Some(row.pos));
-            } else if !hook.holds(row.pos) {
+            } else if !hook.holds(&row) {
                 let item = Item::new(row, Origin::Owed);
                 self.count_in(&item);
+                hook.only_late = false;
                 hook.queue.push_back(item);
             }
         }
@@ -255,7 +262,6 @@ impl Globals {
         if let Some(pos) = again {
             self.read_again(hook, pos);
         }
-        hook.free_keys();
     }
 
     fn take_waiting(&mut self, hook: &mut Hook, page: WaitingPage, back_to: Option<Pos>) {
@@ -270,7 +276,7 @@ impl Globals {
             if row.pos > upto {
                 // Rows changed after this was read: it is read again.
                 hook.next_due = Some(StoreTime(i64::MIN));
-            } else if !hook.holds(row.pos) && !hook.keys.as_ref().is_some_and(|keys| keys.holds(&row)) {
+            } else if !hook.holds(&row) {
                 let item = Item::new(row, Origin::Waiting);
                 self.count_in(&item);
                 hook.due.push_back(item);
@@ -283,12 +289,13 @@ impl Globals {
         if hook.closed.is_some() {
             return;
         }
-        let fresh: Vec<Item> =
-            rows.iter().filter(|row| !hook.holds(row.pos)).map(|row| Item::new(*row, Origin::Parked)).collect();
         // Keys that were forgotten meanwhile are asked for again.
-        let Some(keys) = hook.keys.as_mut().filter(|keys| keys.is_loaded) else { return };
+        let Some(keys) = hook.keys.as_ref().filter(|keys| keys.is_loaded) else { return };
+        let sendable = keys.sendable(key, rows).iter().filter(|row| !hook.holds(row));
+        let fresh: Vec<Item> = sendable.map(|row| Item::new(*row, Origin::Parked)).collect();
         fresh.iter().for_each(|item| self.count_in(item));
-        if let Some(mut first) = keys.take_parked(key, fresh.into_iter(), rows.is_empty()) {
+        let Some(keys) = hook.keys.as_mut() else { return };
+        if let Some(mut first) = keys.take_parked(key, fresh.into_iter(), rows.first().map(|row| row.pos)) {
             first.has_turn = true;
             hook.due.push_back(first);
         }
@@ -314,7 +321,7 @@ impl Globals {
         }
         let is_crowded = self.flights.len() >= IN_FLIGHT_MAX
             || (hook.trust == Trust::Suspect && self.suspects >= SUSPECTS_MAX)
-            || hook.holds(row.pos)
+            || hook.holds(&row)
             || self.is_stopping;
         if is_crowded {
             hook.probe_not_before = Some(now.store.plus_ms(PROBE_AGAIN_MS));

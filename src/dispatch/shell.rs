@@ -58,6 +58,7 @@ enum Input {
     Recorded(bool),
     Notes(Result<(), StoreError>),
     Timer,
+    More,
 }
 
 impl fmt::Debug for Dispatcher {
@@ -142,6 +143,8 @@ impl Dispatcher {
             command = self.commands.recv() => Input::Command(command),
             _count = self.news.recv_many(batch, NEWS_BATCH), if !self.news.is_done() => Input::News,
             result = &mut self.notes_done => Input::Notes(result),
+            // After whatever else is ready, on this thread as well.
+            () = tokio::task::yield_now(), if self.engine.wants_step() => Input::More,
             () = tokio::time::sleep(wait) => Input::Timer,
         }
     }
@@ -162,14 +165,11 @@ impl Dispatcher {
             Input::Command(Some(Command::Reload(hook))) => self.engine.reload(hook, now),
             Input::News => {
                 for news in batch.drain(..) {
-                    if let News::Failed(error) = news {
-                        return Err(error);
-                    }
-                    self.engine.news(news, now);
+                    self.take_news(news, now)?;
                 }
             }
             Input::Notes(result) => return result,
-            Input::Command(Some(Command::Shutdown(_)) | None) | Input::Timer => {}
+            Input::Command(Some(Command::Shutdown(_)) | None) | Input::Timer | Input::More => {}
         }
         Ok(())
     }
@@ -189,10 +189,22 @@ impl Dispatcher {
         Ok(None)
     }
 
+    fn take_news(&mut self, news: News, now: Now) -> Result<(), StoreError> {
+        if let News::Failed(error) = news {
+            return Err(error);
+        }
+        self.engine.news(news, now);
+        Ok(())
+    }
+
     fn take_ended(&mut self, ended: Result<Ended, JoinError>, now: Now) -> Result<(), StoreError> {
         match ended {
             Ok(Ended::Attempt(flight, report)) => self.engine.ended(flight, *report, now),
             Ok(Ended::Answer { hook, serial, question, reply }) => {
+                // The store told of changes before it showed them.
+                while let Ok(news) = self.news.try_recv() {
+                    self.take_news(news, now)?;
+                }
                 self.engine.answered(hook, serial, question, reply?, now);
             }
             // Attempts catch their panics, so this is an answer of the store that

@@ -40,6 +40,19 @@ pub struct WaitingPage {
     pub next_due: Option<StoreTime>,
 }
 
+/// An ordering key that is blocked, and by what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockedKey {
+    /// The key.
+    pub key: OrderKey,
+    /// A Delivery of it waits for its retry.
+    pub is_waiting: bool,
+    /// The first Delivery that is parked behind it.
+    pub parked: Option<Pos>,
+    /// Its first Delivery that is dead and not dismissed, if dead ones block.
+    pub dead: Option<Pos>,
+}
+
 /// How an attempt ended, and what follows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {

@@ -14,11 +14,19 @@
 //! | Owed | `owed` | sent (in memory) → Delivered, Waiting, Parked or Dead |
 //! | Waiting | `retry` | due and sent → Delivered, Waiting or Dead |
 //! | Parked | `parked`: behind a blocked ordering key | the key is free → sent in order |
-//! | Delivered | no row but attempts | a Replay → Owed |
-//! | Dead | `dead` | a Replay → Owed; its card deleted → Dismissed; retention |
+//! | Delivered | no row but attempts | a Replay → Owed, or Parked |
+//! | Dead | `dead` | a Replay → Owed, or Parked; its card deleted → Dismissed; retention |
 //!
 //! *Held* (unverified, suspended, Gone, circuit open, no secret, 429) is a flag
 //! of the Webhook, not of its Deliveries: holding a million writes no row.
+//!
+//! # Order
+//! A Delivery has an ordering key if its Webhook was ordered when it was routed.
+//! Of one hook and key, live routing makes Deliveries visible in the order of
+//! their events: an event is not routed while an older one of its key waits for
+//! its fan-out. What is parked is older than what is owed: a Replay parks what it
+//! re-opens for a hook that is ordered, so that it comes before what was blocked
+//! meanwhile, whenever the process ends.
 
 mod accept;
 mod delivery;
@@ -95,14 +103,20 @@ pub trait Partition: Send + Sync {
     fn namespaces(&self) -> Answer<'_, Vec<KnownNamespace>>;
 
     /// Owed Deliveries of a hook behind `after`, in order. Reads what is durable.
+    ///
+    /// # Guarantees
+    /// What the page shows of a change that [`News::Late`], [`News::Added`] or
+    /// [`News::Changed`] tells of was told before the page is given. Whoever takes news before
+    /// answers misses no row at a position that he has read past.
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage>;
 
     /// Deliveries of a hook whose retry is due, earliest first.
     fn waiting(&self, hook: HookId, now: StoreTime, limit: usize) -> Answer<'_, WaitingPage>;
 
-    /// Ordering keys of a hook that are blocked: with a Delivery that waits or
-    /// is parked; at most `limit`.
-    fn blocked_keys(&self, hook: HookId, limit: usize) -> Answer<'_, Vec<OrderKey>>;
+    /// Ordering keys of a hook that are blocked, each once, at most `limit`: those
+    /// with a Delivery that waits first, then those with parked ones, then, if
+    /// `dead_blocks`, those with dead ones alone. All of one moment.
+    fn blocked_keys(&self, hook: HookId, dead_blocks: bool, limit: usize) -> Answer<'_, Vec<BlockedKey>>;
 
     /// Parked Deliveries of a key, in order.
     fn parked(&self, hook: HookId, key: OrderKey, limit: usize) -> Answer<'_, Vec<OwedRow>>;

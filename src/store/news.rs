@@ -27,8 +27,27 @@ pub enum News {
         /// Who gets it.
         targets: SmallVec<[Target; 4]>,
     },
-    /// Rows of a hook changed behind the dispatcher's back (fan-out, backfill,
-    /// replay, expiry): it reads again from `from`.
+    /// An event that was accepted before is owed to these hooks now (fan-out). The
+    /// event is absent as in `Owed`, or because it is damaged.
+    Late {
+        /// Its position.
+        pos: Pos,
+        /// The event.
+        event: Option<Arc<Event>>,
+        /// Who gets it.
+        targets: SmallVec<[Target; 4]>,
+    },
+    /// Deliveries of events that were accepted before are owed to a hook (backfill):
+    /// nothing else changed, and it reads again from `from`.
+    Added {
+        /// Whose.
+        hook: HookId,
+        /// The lowest position concerned.
+        from: Pos,
+    },
+    /// Rows of a hook changed behind the dispatcher's back (replay, expiry,
+    /// dismissal): what it knows of them is worth nothing from `from` on, nor what
+    /// it knows of the hook's ordering keys.
     Changed {
         /// Whose.
         hook: HookId,
@@ -43,7 +62,7 @@ impl News {
     /// Bytes of the event in it.
     fn event_bytes(&self) -> usize {
         match self {
-            Self::Owed { event: Some(event), .. } => event.memory_bytes(),
+            Self::Owed { event: Some(event), .. } | Self::Late { event: Some(event), .. } => event.memory_bytes(),
             _ => 0,
         }
     }
@@ -71,7 +90,7 @@ impl NewsSender {
         let bytes = news.event_bytes();
         if self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes > HANDED_BYTES_MAX {
             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
-            if let News::Owed { event, .. } = &mut news {
+            if let News::Owed { event, .. } | News::Late { event, .. } = &mut news {
                 *event = None;
             }
         }

@@ -14,9 +14,9 @@ use crate::{
     event::{Pos, StoreTime},
     policy::delivery::DeliverySettings,
     store::{
-        Answer, HookNote, Known, KnownNamespace, OrderKey, Outcome, OwedPage, OwedRow, RecordTicket, Register,
-        Registered, ReplayIdentity, ReplayOrder, ReplayRun, StoreLimits, StoredEvent, TallyPage, TallyRevision,
-        WaitingPage,
+        Answer, BlockedKey, HookNote, Known, KnownNamespace, OrderKey, Outcome, OwedPage, OwedRow, RecordTicket,
+        Register, Registered, ReplayIdentity, ReplayOrder, ReplayRun, StoreLimits, StoredEvent, TallyPage,
+        TallyRevision, WaitingPage,
     },
 };
 
@@ -53,7 +53,7 @@ impl Partition for Dead {
     fn waiting(&self, _: HookId, _: StoreTime, _: usize) -> Answer<'_, WaitingPage> {
         unused()
     }
-    fn blocked_keys(&self, _: HookId, _: usize) -> Answer<'_, Vec<OrderKey>> {
+    fn blocked_keys(&self, _: HookId, _: bool, _: usize) -> Answer<'_, Vec<BlockedKey>> {
         unused()
     }
     fn parked(&self, _: HookId, _: OrderKey, _: usize) -> Answer<'_, Vec<OwedRow>> {

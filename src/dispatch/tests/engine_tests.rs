@@ -13,6 +13,7 @@ use crate::{
         endings::HOLD_MIN,
         engine::{IN_FLIGHT_MAX, SUSPECTS_MAX},
         questions::Question,
+        turns::LATE_IN_FLIGHT_MAX,
     },
     policy::delivery::{DeliverySettings, Rate, RetryPlan},
     store::{HookId, HookNote},
@@ -184,6 +185,77 @@ fn a_large_backlog_delays_nobody_else() {
         assert!(began - begin <= 10, "{} ms", began - begin);
     }
     assert!(sim.store.owed.len() > 10_000, "the backlog is there still");
+}
+
+/// An event for 5,000 Webhooks comes in, and beside it one a millisecond for a
+/// single one. All attempts take 40 ms: the 5,000 are more than the places are for.
+fn beside_a_fan_out(milliseconds: i64) -> Sim {
+    let mut sim = healthy(milliseconds);
+    (sim.store_ms, sim.route_rows) = (0, 64);
+    let all: Vec<i64> = (1..=5_000).collect();
+    for hook in &all {
+        sim.set(view(*hook, &settings()));
+    }
+    sim.set(view(9_999, &DeliverySettings { concurrency: 64, ..settings() }));
+    sim.publish(&[9_999], None);
+    sim.run_for(SECOND);
+    sim.publish_wide(&all, None);
+    for _ in 0..500 {
+        (0..4).for_each(|_| sim.route_one());
+        sim.publish(&[9_999], None);
+        sim.run_for(1);
+    }
+    sim
+}
+
+#[test]
+fn an_event_for_thousands_delays_none_that_is_for_one() {
+    let mut sim = beside_a_fan_out(40);
+    let first = sim.attempts_of(9_999)[1].0;
+    for (n, (at, pos)) in sim.attempts_of(9_999).into_iter().skip(1).enumerate() {
+        let published = first + i64::try_from(n).unwrap();
+        assert!(at - published <= 1, "{pos:?} after {} ms", at - published);
+    }
+    assert_eq!(sim.attempts_of(9_999).len(), 501);
+    sim.run_for(SECOND);
+    sim.assert_over();
+    assert_eq!(sim.delivered(), 5_501);
+    let bodies = sim.reads.iter().filter(|(_, _, question)| matches!(question, Question::Bodies { .. }));
+    // One piece of news in ten travels without its event.
+    assert!(bodies.count() < 1_500, "the event came with the news");
+}
+
+#[test]
+fn an_event_for_thousands_is_delivered_though_others_have_work_all_the_time() {
+    let mut sim = healthy(1);
+    (sim.store_ms, sim.route_rows) = (0, 64);
+    let (wide, busy): (Vec<i64>, Vec<i64>) = ((1..=1_000).collect(), (2_001..=2_300).collect());
+    for hook in wide.iter().chain(&busy) {
+        sim.set(view(*hook, &settings()));
+    }
+    sim.publish_wide(&wide, None);
+    (0..16).for_each(|_| sim.route_one());
+    let is_wide = |(_, hook, _): &&(i64, HookId, crate::event::Pos)| hook.0 <= 1_000;
+    // One at a time as in a step: the others would have work for ever.
+    for _ in 0..100 {
+        sim.publish(&busy, None);
+        sim.run_for(1);
+    }
+    assert_eq!(sim.attempts.iter().filter(is_wide).count(), 1_000);
+}
+
+#[test]
+fn deliveries_of_fan_outs_leave_places_for_others() {
+    let mut sim = beside_a_fan_out(15 * SECOND);
+    assert_eq!(sim.engine.globals.late_flights, LATE_IN_FLIGHT_MAX);
+    for hook in 10_000..10_200 {
+        sim.set(view(hook, &settings()));
+        sim.publish(&[hook], None);
+        sim.run_for(1);
+        assert_eq!(sim.attempts_of(hook).len(), 1, "{hook} has a place");
+    }
+    sim.run_for(10 * MINUTE);
+    sim.assert_over();
 }
 
 #[test]

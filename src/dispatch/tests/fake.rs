@@ -1,6 +1,9 @@
 //! A store in memory, as small as may be: tables and compare-and-set.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -8,14 +11,16 @@ use crate::{
     api::webhook::{Dialect, VerificationMethod},
     dispatch::{
         HookView,
-        asking::{choose_probe, is_behind_dead},
+        asking::{Probe, choose_probe},
+        hook::Origin,
         questions::{Question, Reply},
     },
     event::{Event, EventHead, EventId, Pos, StoreTime},
     policy::delivery::DeliverySettings,
     routing::index::{EndpointSource, VerificationEntry, WebhookEntry},
     store::{
-        DeadReason, HookId, HookNotes, Next, OrderKey, Outcome, OwedPage, OwedRow, StoredEvent, SubId, WaitingPage,
+        BlockedKey, DeadReason, HookId, HookNotes, Next, OrderKey, Outcome, OwedPage, OwedRow, StoredEvent, SubId,
+        WaitingPage,
     },
 };
 
@@ -105,25 +110,39 @@ impl FakeStore {
         }
     }
 
-    pub(super) fn blocked_keys(&self, hook: HookId, limit: usize) -> Vec<OrderKey> {
-        let waiting = self.retry.iter().map(|(at, (_, row))| (at, row));
-        let all = waiting.chain(self.parked.iter()).filter(|((of, _), _)| *of == hook).filter_map(|(_, row)| row.key);
-        let mut keys: Vec<OrderKey> = all.collect();
-        keys.sort_unstable();
-        keys.dedup();
-        keys.truncate(limit);
-        keys
-    }
-
-    fn dead_keys(&self, hook: HookId, blocks_on_dead: bool) -> Vec<(OrderKey, Pos)> {
-        let dead = self.dead.iter().filter(|((of, _), _)| blocks_on_dead && *of == hook);
-        dead.filter_map(|((_, pos), (_, row))| row.key.map(|key| (key, *pos))).collect()
+    /// Keys with a row that waits first, then those with parked rows, then those
+    /// with dead ones alone.
+    pub(super) fn blocked_keys(&self, hook: HookId, dead_blocks: bool, limit: usize) -> Vec<BlockedKey> {
+        let of = |at: &Key, row: &OwedRow| (at.0 == hook).then_some(row.key?).map(|key| (key, at.1));
+        let waiting: BTreeMap<_, _> = self.retry.iter().rev().filter_map(|(at, (_, row))| of(at, row)).collect();
+        let parked: BTreeMap<_, _> = self.parked.iter().rev().filter_map(|(at, row)| of(at, row)).collect();
+        let dead = self.dead.iter().rev().filter(|_| dead_blocks);
+        let dead: BTreeMap<_, _> = dead.filter_map(|(at, (_, row))| of(at, row)).collect();
+        let mut known = BTreeSet::new();
+        let keys = waiting.keys().chain(parked.keys()).chain(dead.keys()).filter(|key| known.insert(**key));
+        let by = |key: &OrderKey| BlockedKey {
+            key: *key,
+            is_waiting: waiting.contains_key(key),
+            parked: parked.get(key).copied(),
+            dead: dead.get(key).copied(),
+        };
+        keys.take(limit).map(by).collect()
     }
 
     /// A dead Delivery is owed again, as a Replay does it.
-    pub(super) fn reopen(&mut self, hook: HookId, pos: Pos) {
+    pub(super) fn reopen(&mut self, hook: HookId, pos: Pos, is_ordered: bool) {
         let (_, row) = self.dead.remove(&(hook, pos)).unwrap();
-        self.owed.insert((hook, pos), OwedRow { tries: 0, shape: None, ..row });
+        let is_parked = is_ordered && row.key.is_some();
+        let rows = if is_parked { &mut self.parked } else { &mut self.owed };
+        rows.insert((hook, pos), OwedRow { tries: 0, shape: None, ..row });
+    }
+
+    /// What is pending of a hook before `pos`, with this key.
+    pub(super) fn pending_before(&self, hook: HookId, pos: Pos, key: OrderKey) -> impl Iterator<Item = Pos> {
+        let before = (hook, Pos(0))..(hook, pos);
+        let retry = self.retry.range(before.clone()).map(|(at, (_, row))| (at, row));
+        let all = self.owed.range(before.clone()).chain(retry).chain(self.parked.range(before));
+        all.filter(move |(_, row)| row.key == Some(key)).map(|(at, _)| at.1)
     }
 
     pub(super) fn parked_rows(&self, hook: HookId, key: OrderKey, limit: usize) -> Vec<OwedRow> {
@@ -140,30 +159,17 @@ impl FakeStore {
         match question {
             Question::Owed { after, limit } => Reply::Owed(self.owed_page(hook, *after, *limit)),
             Question::Waiting { now, limit } => Reply::Waiting(self.waiting_page(hook, *now, *limit)),
-            Question::Keys { blocks_on_dead } => {
-                let dead = self.dead_keys(hook, *blocks_on_dead);
-                let waiting = self.waiting_page(hook, StoreTime(i64::MAX), usize::MAX).rows;
-                Reply::Keys {
-                    blocked: self.blocked_keys(hook, 1_025),
-                    waiting: waiting.iter().filter_map(|row| row.key).collect(),
-                    dead,
-                }
-            }
+            Question::Keys { blocks_on_dead } => Reply::Keys(self.blocked_keys(hook, *blocks_on_dead, 1_025)),
             Question::Parked { key, limit } => Reply::Parked(self.parked_rows(hook, *key, *limit)),
             Question::Bodies { positions } => Reply::Bodies(self.bodies(positions)),
             Question::Probe { blocks_on_dead } => {
-                let dead = self.dead_keys(hook, *blocks_on_dead);
-                let owed = self.owed_page(hook, Pos(0), 64).rows.into_iter().find(|row| !is_behind_dead(&dead, row));
-                let page = self.waiting_page(hook, StoreTime(i64::MAX), 64);
-                let key = match owed {
-                    Some(row) => row.key,
-                    None => {
-                        let mut keys = self.blocked_keys(hook, 1_025).into_iter();
-                        keys.find(|key| page.rows.is_empty() && dead.iter().all(|(dead, _)| dead != key))
-                    }
-                };
-                let parked = key.and_then(|key| self.parked_rows(hook, key, 1).first().copied());
-                let found = choose_probe(owed, &page.rows, page.next_due.is_some(), parked);
+                let owed = self.owed_page(hook, Pos(0), 64).rows;
+                let waiting = self.waiting_page(hook, StoreTime(i64::MAX), 64).rows;
+                let blocked = self.blocked_keys(hook, *blocks_on_dead, 1_025);
+                let found = choose_probe(&owed, &waiting, &blocked).map(|probe| match probe {
+                    Probe::Row(row, origin) => (row, origin),
+                    Probe::FirstParked(key) => (self.parked_rows(hook, key, 1)[0], Origin::Parked),
+                });
                 Reply::Probe(found.map(|(row, origin)| (row, origin, self.bodies(&[row.pos])[0].clone())))
             }
         }

@@ -7,7 +7,7 @@ use super::{
     sim::{Sim, answered},
 };
 use crate::{
-    dispatch::{AttemptEnd, FailureKind, HookView},
+    dispatch::{AttemptEnd, FailureKind, HookView, order::BLOCKED_KEYS_MAX},
     event::Pos,
     policy::delivery::{DeliverySettings, RetryPlan},
     store::HookId,
@@ -114,6 +114,51 @@ fn with_on_dead_block_a_replayed_delivery_comes_before_what_it_blocked() {
     assert_eq!(sim.order_of(1), [1, 2, 5, 2, 2, 3, 4]);
 }
 
+/// The process ends between the re-opening and the sending: what is in the tables
+/// alone says what comes first.
+#[test]
+fn with_on_dead_block_a_replayed_delivery_comes_first_over_a_crash_as_well() {
+    let (mut sim, _) = blocked();
+    let late = sim.publish(&[1], Some(0));
+    sim.reopen(1, Pos(2));
+    sim.crash();
+    sim.run_for(SECOND);
+    sim.assert_over();
+    assert_eq!(sim.order_of(1), [1, 2, 5, 2, 2, 3, 4, late.0]);
+}
+
+#[test]
+fn with_on_dead_block_what_is_older_than_the_dead_one_is_sent_again_and_what_is_younger_is_not() {
+    let (mut sim, _) = blocked();
+    // What waits behind the dead one is owed for too long as well.
+    sim.expire(HookId(1), Pos(3));
+    sim.run_for(SECOND);
+    sim.reopen(1, Pos(2));
+    sim.run_for(SECOND);
+    assert_eq!(sim.order_of(1), [1, 2, 5, 2, 2]);
+    sim.crash();
+    sim.run_for(SECOND);
+    assert_eq!(sim.order_of(1), [1, 2, 5, 2, 2], "the other one blocks still");
+    sim.reopen(1, Pos(3));
+    sim.run_for(SECOND);
+    sim.assert_over();
+    assert_eq!(sim.order_of(1), [1, 2, 5, 2, 2, 3, 4]);
+}
+
+#[test]
+fn on_dead_block_holds_for_what_died_before_it_was_asked_for() {
+    let mut sim = sim(&ordered(), &[(2, 2)]);
+    sim.publish(&[1], Some(0));
+    sim.run_for(60 * SECOND);
+    sim.set(view(1, &DeliverySettings { blocks_on_dead: true, ..ordered() }));
+    sim.publish(&[1], Some(0));
+    sim.run_for(SECOND);
+    assert_eq!((sim.order_of(1), sim.store.parked.len()), (vec![1, 2, 2], 1));
+    sim.end(1, Pos(2));
+    sim.run_for(SECOND);
+    sim.assert_over();
+}
+
 #[test]
 fn with_on_dead_block_news_of_others_a_suspension_and_a_restart_release_nothing() {
     let (mut sim, settings) = blocked();
@@ -186,4 +231,87 @@ fn a_probe_takes_no_delivery_whose_key_waits() {
         let before = last.insert(sim.key_of(Pos(pos)), pos).unwrap_or_default();
         assert!(before <= pos, "{pos} after {before}");
     }
+}
+
+/// An endpoint that refuses every event once, and takes it an hour later.
+fn refusing_once() -> DeliverySettings {
+    DeliverySettings { retry: RetryPlan::Schedule(vec![Duration::from_secs(3_600)]), ..ordered() }
+}
+
+fn sim_refusing_once() -> Sim {
+    let mut refused = std::collections::BTreeSet::new();
+    let mut sim = Sim::new(1, Box::new(move |_, _, pos, _| (1, answered(if refused.insert(pos) { 400 } else { 200 }))));
+    sim.set(view(1, &refusing_once()));
+    sim
+}
+
+#[test]
+fn a_key_that_waits_is_blocked_however_many_others_wait() {
+    let mut sim = sim_refusing_once();
+    for _ in 0..5_000 {
+        sim.publish(&[1], None);
+    }
+    sim.run_for(60 * SECOND);
+    let first = sim.publish(&[1], Some(0));
+    let second = sim.publish(&[1], Some(0));
+    sim.run_for(60 * SECOND);
+    assert_eq!((sim.store.retry.len(), sim.store.parked.len()), (5_001, 1));
+    sim.crash();
+    sim.run_for(60 * SECOND);
+    assert_eq!(sim.attempts.len(), 5_001, "nothing is due, and the second one stands behind the first");
+    sim.run_for(3 * 3_600 * SECOND);
+    sim.assert_over();
+    let key: Vec<u64> = sim.order_of(1).into_iter().filter(|pos| [first.0, second.0].contains(pos)).collect();
+    assert_eq!(key, [first.0, first.0, second.0, second.0]);
+}
+
+#[test]
+fn so_many_blocked_keys_hold_nobody_and_one_more_holds_the_webhook() {
+    let many = i64::try_from(BLOCKED_KEYS_MAX).unwrap();
+    for (keys, is_held) in [(many, false), (many + 1, true)] {
+        let mut sim = sim_refusing_once();
+        for event in 0..2 * keys {
+            sim.publish(&[1], Some(event % keys));
+        }
+        sim.run_for(60 * SECOND);
+        sim.crash();
+        sim.run_for(SECOND);
+        let before = sim.attempts.len();
+        // Of a key that is blocked, without, and of a key that is not.
+        let fresh = [Some(0), None, Some(keys)].map(|key| sim.publish(&[1], key));
+        sim.run_for(60 * SECOND);
+        let tried: Vec<Pos> = sim.attempts[before..].iter().map(|(_, _, pos)| *pos).collect();
+        assert_eq!(tried, if is_held { &[] } else { &fresh[1..] }, "{keys} keys");
+        sim.run_for(12 * 3_600 * SECOND);
+        sim.assert_over();
+        assert_eq!(sim.delivered(), usize::try_from(2 * keys + 3).unwrap());
+    }
+}
+
+#[test]
+fn what_is_dead_blocks_however_many_there_are() {
+    let keys = i64::try_from(BLOCKED_KEYS_MAX).unwrap() + 80;
+    let settings = DeliverySettings { blocks_on_dead: true, retry: RetryPlan::Schedule(vec![]), ..ordered() };
+    let mut sim = sim_refusing_once();
+    sim.set(view(1, &settings));
+    for event in 0..3 * keys {
+        sim.publish(&[1], Some(event % keys));
+    }
+    sim.run_for(60 * SECOND);
+    assert!(sim.store.dead.len() > BLOCKED_KEYS_MAX, "{}", sim.store.dead.len());
+    sim.crash();
+    sim.run_for(60 * SECOND);
+    assert_eq!(sim.delivered(), 0);
+    // Each dies once, is replayed, and is taken then.
+    for _ in 0..10 {
+        let dead: Vec<_> = sim.store.dead.keys().copied().collect();
+        for (hook, pos) in dead {
+            sim.reopen(hook.0, pos);
+        }
+        sim.run_for(60 * SECOND);
+        sim.crash();
+        sim.run_for(60 * SECOND);
+    }
+    sim.assert_over();
+    assert_eq!(sim.delivered(), usize::try_from(3 * keys).unwrap());
 }

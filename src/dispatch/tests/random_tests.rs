@@ -115,7 +115,6 @@ fn play(history: &History) -> Sim {
     for hook in 0..history.hooks {
         sim.set(view(hook, &settings));
     }
-    let mut unrouted = Vec::new();
     for (kind, number) in &history.steps {
         let hook = i64::from(*number) % history.hooks;
         let key = |sim: &mut Sim| settings.is_ordered.then(|| sim.rng.random_range(0..4));
@@ -131,13 +130,12 @@ fn play(history: &History) -> Sim {
                 let key = key(&mut sim);
                 sim.publish(&all, key);
             }
-            // Without keys: a late row cannot be in the order of what was sent.
-            6 if !history.is_ordered => unrouted.push(sim.publish(&[], None)),
-            7 => {
-                for pos in unrouted.drain(..) {
-                    sim.fan_out(hook, pos);
-                }
+            6 => {
+                let some: Vec<i64> = (hook..history.hooks).collect();
+                let key = key(&mut sim);
+                sim.publish_wide(&some, key);
             }
+            7 => (0..*number % 8).for_each(|_| sim.route_one()),
             8 => sim.set(crate::dispatch::HookView { webhook: Some(entry(1, true)), ..view(hook, &settings) }),
             9 => sim.set(view(hook, &settings)),
             10 if history.has_crashes => sim.crash(),
@@ -153,7 +151,79 @@ fn play(history: &History) -> Sim {
     for hook in 0..history.hooks {
         sim.set(view(hook, &settings));
     }
+    while !sim.unrouted.is_empty() {
+        sim.run_for(1);
+        sim.route_one();
+    }
     sim.run_for(3 * 3_600_000);
+    sim
+}
+
+/// Deliveries that die and block their keys, are re-opened and dismissed, and
+/// crashes at any time. What is attempted when, the world itself judges.
+fn play_with_dead_that_block(history: &History) -> Sim {
+    let failing = history.failing_percent;
+    let is_well = std::rc::Rc::new(std::cell::Cell::new(false));
+    let well = std::rc::Rc::clone(&is_well);
+    let mut sim = Sim::new(
+        history.seed,
+        Box::new(move |rng, _, _, _| {
+            let fails = !well.get() && rng.random_range(0..100) < failing;
+            (rng.random_range(0..60), answered(if fails { 400 } else { 200 }))
+        }),
+    );
+    sim.engine.globals.window = history.window;
+    sim.store_ms = history.store_ms;
+    let settings = DeliverySettings {
+        retry: RetryPlan::Schedule(vec![Duration::from_millis(100)]),
+        circuit_failures: 0,
+        concurrency: 4,
+        is_ordered: true,
+        blocks_on_dead: true,
+        ..DeliverySettings::default()
+    };
+    for hook in 0..history.hooks {
+        sim.set(view(hook, &settings));
+    }
+    for (kind, number) in &history.steps {
+        let hook = i64::from(*number) % history.hooks;
+        let dead: Vec<_> = sim.store.dead.keys().copied().collect();
+        let one_dead = dead.get(usize::from(*number) % dead.len().max(1)).copied();
+        match (kind, one_dead) {
+            (0..=3, _) => {
+                for _ in 0..*number % 12 {
+                    let key = sim.rng.random_range(0..4);
+                    sim.publish(&[hook], Some(key));
+                }
+            }
+            (4, _) => {
+                let key = sim.rng.random_range(0..4);
+                sim.publish_wide(&(hook..history.hooks).collect::<Vec<_>>(), Some(key));
+            }
+            (5, _) => (0..*number % 8).for_each(|_| sim.route_one()),
+            (6, Some((hook, pos))) => sim.end(hook.0, pos),
+            (7 | 8, Some((hook, pos))) => sim.reopen(hook.0, pos),
+            (9, _) if history.has_crashes => sim.crash(),
+            (10, _) => {
+                let parked: Vec<_> = sim.store.parked.keys().copied().collect();
+                if let Some((hook, pos)) = parked.get(usize::from(*number) % parked.len().max(1)) {
+                    sim.expire(*hook, *pos);
+                }
+            }
+            _ => sim.run_for(i64::from(*number)),
+        }
+    }
+    is_well.set(true);
+    for _ in 0..10_000 {
+        sim.run_for(50);
+        sim.route_one();
+        if let Some((hook, pos)) = sim.store.dead.keys().next().copied() {
+            sim.reopen(hook.0, pos);
+        } else if sim.unrouted.is_empty() {
+            break;
+        }
+    }
+    sim.run_for(3_600_000);
     sim
 }
 
@@ -186,6 +256,13 @@ proptest! {
             let before = last.insert(key, *pos).unwrap_or_default();
             prop_assert!(before <= *pos, "{key:?}: {pos:?} at {at} after {before:?}");
         }
+    }
+
+    #[test]
+    fn what_is_dead_blocks_what_is_younger_until_it_was_sent_again(history in history()) {
+        let sim = play_with_dead_that_block(&history);
+        sim.assert_over();
+        prop_assert_eq!(sim.store.dead.len(), 0);
     }
 
     #[test]

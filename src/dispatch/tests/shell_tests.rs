@@ -34,6 +34,8 @@ struct Store {
     tickets: AtomicU64,
     is_slow: AtomicBool,
     is_fenced: AtomicBool,
+    /// Of this event the fan-out comes with the next question for owed rows.
+    fan_out: Mutex<Option<(NewsSender, Pos)>>,
     began: Instant,
     notes: Mutex<Vec<HookNote>>,
 }
@@ -66,6 +68,10 @@ impl Partition for Store {
         unused()
     }
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage> {
+        if let Some((news, pos)) = self.fan_out.lock().unwrap().take() {
+            self.tables().owe(hook, pos, Some(OrderKey(1)));
+            news.send(News::Added { hook, from: pos });
+        }
         let reply = self.ask(hook, Question::Owed { after, limit });
         Box::pin(async { reply.map(|reply| if let Reply::Owed(page) = reply { page } else { OwedPage::default() }) })
     }
@@ -73,8 +79,8 @@ impl Partition for Store {
         let page = self.tables().waiting_page(hook, now, limit);
         Box::pin(async { Ok(page) })
     }
-    fn blocked_keys(&self, hook: HookId, limit: usize) -> Answer<'_, Vec<OrderKey>> {
-        let keys = self.tables().blocked_keys(hook, limit);
+    fn blocked_keys(&self, hook: HookId, dead_blocks: bool, limit: usize) -> Answer<'_, Vec<BlockedKey>> {
+        let keys = self.tables().blocked_keys(hook, dead_blocks, limit);
         Box::pin(async { Ok(keys) })
     }
     fn parked(&self, hook: HookId, key: OrderKey, limit: usize) -> Answer<'_, Vec<OwedRow>> {
@@ -164,6 +170,7 @@ fn world(sender: Sender) -> World {
         tickets: AtomicU64::new(0),
         is_slow: AtomicBool::new(false),
         is_fenced: AtomicBool::new(false),
+        fan_out: Mutex::default(),
         began: Instant::now(),
         notes: Mutex::default(),
     });
@@ -218,7 +225,7 @@ async fn what_the_news_tell_and_what_was_owed_before_is_sent() {
     seconds(10).await;
     world.publish(false);
     let late = world.owe();
-    world.news.send(News::Changed { hook: HookId(1), from: late });
+    world.news.send(News::Added { hook: HookId(1), from: late });
     // The third one panics once, and is tried again a minute later.
     seconds(90).await;
     assert_eq!(world.left(), 0);
@@ -226,6 +233,24 @@ async fn what_the_news_tell_and_what_was_owed_before_is_sent() {
     begun.sort_unstable();
     assert_eq!(begun, [1, 2, 3, 3, 4].map(Pos));
     assert!(world.handle.health_of(HookId(1)).is_some());
+}
+
+/// The answer shows a younger event than the news speak of, and both are there.
+#[tokio::test(start_paused = true)]
+async fn news_are_taken_before_answers() {
+    let world = world(Sender::default());
+    let ordered = DeliverySettings { is_ordered: true, ..settings() };
+    let (older, _) = world.store.tables().accept(StoreTime(0), 10);
+    world.handle.set_hook(HookView { has_backlog: true, ..view(1, &ordered) });
+    seconds(1).await;
+    let (younger, event) = world.store.tables().accept(StoreTime(0), 10);
+    world.store.tables().owe(HookId(1), younger, Some(OrderKey(1)));
+    *world.store.fan_out.lock().unwrap() = Some((world.news.clone(), older));
+    let targets = smallvec![Target { hook: HookId(1), sub: SubId(1), is_ordered: true }];
+    world.news.send(News::Owed { pos: younger, event: Some(event), targets });
+    seconds(10).await;
+    assert_eq!(*world.sender.begun.lock().unwrap(), [older, younger]);
+    assert_eq!(world.left(), 0);
 }
 
 #[tokio::test(start_paused = true)]

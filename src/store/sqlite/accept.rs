@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use super::{
     effects::{Effects, TallyDelta},
+    maintenance,
     rows::{self, DedupKey, EventColumns},
     space::Room,
     writer::State,
@@ -95,7 +96,7 @@ impl Accept<'_> {
         self.state.next = Pos(pos.0 + 1);
         self.insert(&prepared, ns, pos)?;
         let id = self.state.epochs.id(pos, self.wall_ms);
-        let targets = self.route(&prepared.event, pos)?;
+        let targets = self.route(&prepared.event, ns, pos)?;
         if !targets.is_empty() {
             let NewEvent { namespace, namespace_uid, head, data } = prepared.event;
             let accepted = rows::timestamp(self.wall_ms);
@@ -169,20 +170,24 @@ impl Accept<'_> {
         Ok(())
     }
 
-    /// Writes who gets the event, or a scan that will.
-    fn route(&mut self, event: &NewEvent, pos: Pos) -> Result<SmallVec<[Target; 4]>> {
+    /// Writes who gets the event, or a scan that will: because they are many, or
+    /// because an older event of its ordering key waits for its own scan.
+    fn route(&mut self, event: &NewEvent, ns: i64, pos: Pos) -> Result<SmallVec<[Target; 4]>> {
         let key = RouteKey {
             namespace_uid: &event.namespace_uid,
             event_type: &event.head.event_type,
             source: &event.head.source,
         };
         self.state.targets.clear();
-        if self.router.route(pos, key, HookId::default(), INLINE_TARGETS_MAX, &mut self.state.targets) {
+        let order = event.head.key.as_deref().map(rows::order_key);
+        let has_more = self.router.route(pos, key, HookId::default(), INLINE_TARGETS_MAX, &mut self.state.targets);
+        let ordered = order.filter(|_| self.state.targets.iter().any(|target| target.is_ordered));
+        let is_behind = |order| maintenance::stands_behind_fan_out(self.db, ns, order);
+        if has_more || ordered.map_or(Ok(false), is_behind)? {
             self.has_scans = true;
-            self.fan_out(pos)?;
+            maintenance::begin_fan_out(self.db, pos, (ns, order), (self.at, self.wall_ms))?;
             return Ok(SmallVec::new());
         }
-        let order = event.head.key.as_deref().map(rows::order_key);
         for target in &self.state.targets {
             let key = order.filter(|_| target.is_ordered);
             rows::insert_owed(self.db, target.hook, &OwedRow { pos, sub: target.sub, key, tries: 0, shape: None })?;
@@ -195,15 +200,6 @@ impl Accept<'_> {
         }
         self.effects.totals.routed += i64::try_from(self.state.targets.len()).unwrap_or_default();
         Ok(SmallVec::from_slice(&self.state.targets))
-    }
-
-    fn fan_out(&self, pos: Pos) -> Result<()> {
-        let mut insert = self.db.prepare_cached(
-            "INSERT INTO scan (kind, cursor, first, last, state, matched, reopened, begun, begun_wall)
-             VALUES ('fan', 0, ?1, ?1, 0, 0, 0, ?2, ?3)",
-        )?;
-        insert.execute((rows::seq_of(pos), self.at.0, self.wall_ms))?;
-        Ok(())
     }
 }
 

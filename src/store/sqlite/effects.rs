@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 use rusqlite::Connection;
 
+use super::rows::Epochs;
 use crate::{
     event::{Pos, StoreTime},
     store::{DeadReason, DiscardReason, HookId, News, RouteChange, Router, StoreLimits},
@@ -31,6 +32,8 @@ pub(super) struct Step<'a> {
     pub(super) limits: &'a StoreLimits,
     /// The next position that will be given out.
     pub(super) next: Pos,
+    /// Epochs of the store, for the ids of events.
+    pub(super) epochs: &'a Epochs,
     /// What it will mean.
     pub(super) effects: &'a mut Effects,
 }
@@ -86,6 +89,11 @@ pub(super) struct TotalsDelta {
 }
 
 impl Effects {
+    /// Whether there is news of rows at positions that were given out before.
+    pub(super) fn tells_of_old_positions(&self) -> bool {
+        self.news.iter().any(|news| matches!(news, News::Late { .. } | News::Added { .. } | News::Changed { .. }))
+    }
+
     /// Counts Deliveries of a hook that ended as discarded.
     pub(super) fn discard(&mut self, reason: DiscardReason, count: i64) {
         self.totals.discarded[reason as usize] += count;

@@ -35,6 +35,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 mod time;
+mod told;
 mod verify;
 mod volume;
 mod writer;
@@ -71,9 +72,9 @@ use self::{
 use crate::{
     event::{Pos, StoreTime},
     store::{
-        AcceptError, Accepted, Answer, AttemptId, AttemptRow, CardMark, CardQuery, DeadRow, DeliveryState, History,
-        HookId, HookNote, Ingest, Known, KnownNamespace, NewEvent, NewsSender, OrderKey, Outcome, OwedPage, OwedRow,
-        Partition, RecordTicket, Register, Registered, ReplayIdentity, ReplayOrder, ReplayRun, Router, Space,
+        AcceptError, Accepted, Answer, AttemptId, AttemptRow, BlockedKey, CardMark, CardQuery, DeadRow, DeliveryState,
+        History, HookId, HookNote, Ingest, Known, KnownNamespace, NewEvent, NewsSender, OrderKey, Outcome, OwedPage,
+        OwedRow, Partition, RecordTicket, Register, Registered, ReplayIdentity, ReplayOrder, ReplayRun, Router, Space,
         StoreError, StoreLimits, StoredEvent, TallyPage, TallyRevision, Totals, WaitingPage,
     },
 };
@@ -130,6 +131,7 @@ impl SqliteStore {
             usage,
             tallies: ledger.tallies.clone(),
             recorded: watch::Sender::new(RecordTicket::default()),
+            told: told::Told::default(),
             is_behind: false.into(),
             #[cfg(test)]
             breaks: stuck::Breaks::default(),
@@ -268,15 +270,21 @@ impl Partition for SqliteStore {
     }
 
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage> {
-        self.read(&self.refills, move |db| read::owed(db, hook, after, limit))
+        let page = self.read(&self.refills, move |db| read::owed(db, hook, after, limit));
+        async move {
+            let page = page.await?;
+            self.shared.told.caught_up().await;
+            Ok(page)
+        }
+        .boxed()
     }
 
     fn waiting(&self, hook: HookId, now: StoreTime, limit: usize) -> Answer<'_, WaitingPage> {
         self.read(&self.refills, move |db| read::waiting(db, hook, now, limit))
     }
 
-    fn blocked_keys(&self, hook: HookId, limit: usize) -> Answer<'_, Vec<OrderKey>> {
-        self.read(&self.refills, move |db| read::blocked_keys(db, hook, limit))
+    fn blocked_keys(&self, hook: HookId, dead_blocks: bool, limit: usize) -> Answer<'_, Vec<BlockedKey>> {
+        self.read(&self.refills, move |db| read::blocked_keys(db, hook, dead_blocks, limit))
     }
 
     fn parked(&self, hook: HookId, key: OrderKey, limit: usize) -> Answer<'_, Vec<OwedRow>> {

@@ -1,5 +1,7 @@
 //! What the dispatcher reads: pending Deliveries and events.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension, Result};
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
 };
 use crate::{
     event::{Pos, StoreTime},
-    store::{HookId, OrderKey, OwedPage, OwedRow, StoredEvent, WaitingPage},
+    store::{BlockedKey, HookId, OrderKey, OwedPage, OwedRow, StoredEvent, WaitingPage},
 };
 
 /// A number of rows as SQLite has it.
@@ -55,24 +57,42 @@ pub(super) fn waiting(db: &Connection, hook: HookId, now: StoreTime, limit: usiz
     Ok(page)
 }
 
-/// Keys of a hook with a Delivery that waits or is parked.
-pub(super) fn blocked_keys(db: &Connection, hook: HookId, limit: usize) -> Result<Vec<OrderKey>> {
-    let mut waiting =
-        db.prepare_cached("SELECT DISTINCT key FROM retry WHERE hook = ?1 AND key IS NOT NULL LIMIT ?2")?;
-    let keys = waiting.query_map((hook.0, limit_of(limit)), |row| row.get(0))?;
-    let mut keys: std::collections::BTreeSet<i64> = keys.collect::<Result<_>>()?;
-    // From key to key, not from row to row: a key may have a million of them.
-    let mut parked = db.prepare_cached("SELECT key FROM parked WHERE hook = ?1 AND key >= ?2 ORDER BY key LIMIT 1")?;
-    let mut from = i64::MIN;
-    while keys.len() < limit {
-        let key: Option<i64> = parked.query_row((hook.0, from), |row| row.get(0)).optional()?;
-        let Some(key) = key else { break };
-        keys.insert(key);
-        let Some(next) = key.checked_add(1) else { break };
-        from = next;
+/// Keys of a hook that are blocked, and by what.
+pub(super) fn blocked_keys(db: &Connection, hook: HookId, dead_blocks: bool, limit: usize) -> Result<Vec<BlockedKey>> {
+    let mut keys = Vec::new();
+    let mut known = HashSet::new();
+    for next in [NEXT_WAITING_KEY, NEXT_PARKED_KEY].into_iter().chain(dead_blocks.then_some(NEXT_DEAD_KEY)) {
+        // From key to key, not from row to row: a key may have a million of them.
+        let mut select = db.prepare_cached(next)?;
+        let mut from = Some(i64::MIN);
+        while let Some(at_least) = from.filter(|_| keys.len() < limit) {
+            let Some(key) = select.query_row((hook.0, at_least), |row| row.get(0)).optional()? else { break };
+            if known.insert(key) {
+                keys.push(blocked_key(db, hook, key, dead_blocks)?);
+            }
+            from = key.checked_add(1);
+        }
     }
-    Ok(keys.into_iter().take(limit).map(OrderKey).collect())
+    Ok(keys)
 }
+
+fn blocked_key(db: &Connection, hook: HookId, key: i64, dead_blocks: bool) -> Result<BlockedKey> {
+    let first = |sql: &str| db.prepare_cached(sql)?.query_row((hook.0, key), |row| row.get::<_, Option<i64>>(0));
+    Ok(BlockedKey {
+        key: OrderKey(key),
+        is_waiting: first(FIRST_WAITING)?.is_some(),
+        parked: first(FIRST_PARKED)?.map(rows::pos_of),
+        dead: if dead_blocks { first(FIRST_DEAD)?.map(rows::pos_of) } else { None },
+    })
+}
+
+pub(super) const NEXT_WAITING_KEY: &str = "SELECT key FROM retry WHERE hook = ?1 AND key >= ?2 ORDER BY key LIMIT 1";
+pub(super) const NEXT_PARKED_KEY: &str = "SELECT key FROM parked WHERE hook = ?1 AND key >= ?2 ORDER BY key LIMIT 1";
+pub(super) const NEXT_DEAD_KEY: &str =
+    "SELECT key FROM dead WHERE hook = ?1 AND key >= ?2 AND card <> 3 ORDER BY key LIMIT 1";
+pub(super) const FIRST_WAITING: &str = "SELECT min(seq) FROM retry WHERE hook = ?1 AND key = ?2";
+pub(super) const FIRST_PARKED: &str = "SELECT min(seq) FROM parked WHERE hook = ?1 AND key = ?2";
+pub(super) const FIRST_DEAD: &str = "SELECT min(seq) FROM dead WHERE hook = ?1 AND key = ?2 AND card <> 3";
 
 /// Parked Deliveries of a key.
 pub(super) fn parked(db: &Connection, hook: HookId, key: OrderKey, limit: usize) -> Result<Vec<OwedRow>> {

@@ -51,6 +51,7 @@ CREATE TABLE owed (bucket INTEGER NOT NULL, hook INTEGER NOT NULL, seq INTEGER N
 CREATE TABLE retry (hook INTEGER NOT NULL, due INTEGER NOT NULL, seq INTEGER NOT NULL, sub INTEGER NOT NULL,
   key INTEGER, tries INTEGER NOT NULL, shape INTEGER, code INTEGER, err TEXT, since INTEGER, PRIMARY KEY (hook, due, seq)) WITHOUT ROWID;
 CREATE INDEX retry_seq ON retry (seq, hook);
+CREATE INDEX retry_key ON retry (hook, key) WHERE key IS NOT NULL;
 CREATE TABLE parked (hook INTEGER NOT NULL, key INTEGER NOT NULL, seq INTEGER NOT NULL, sub INTEGER NOT NULL,
   tries INTEGER NOT NULL, shape INTEGER, since INTEGER, PRIMARY KEY (hook, key, seq)) WITHOUT ROWID;
 CREATE INDEX parked_seq ON parked (seq, hook);
@@ -64,6 +65,7 @@ CREATE INDEX dead_hook ON dead (hook, seq);
 CREATE INDEX dead_card ON dead (card, hook, seq);
 CREATE INDEX dead_at ON dead (at) WHERE card <> 3;
 CREATE INDEX dead_seq ON dead (seq, card);
+CREATE INDEX dead_key ON dead (hook, key, seq) WHERE key IS NOT NULL AND card <> 3;
 CREATE TABLE attempt (
   bucket INTEGER NOT NULL, hook INTEGER NOT NULL, id INTEGER NOT NULL, seq INTEGER NOT NULL, n INTEGER NOT NULL,
   at INTEGER NOT NULL, code INTEGER, ms INTEGER NOT NULL, err TEXT, ok INTEGER NOT NULL,
@@ -74,9 +76,9 @@ CREATE INDEX attempt_seq ON attempt (seq, hook);
 CREATE TABLE answer (id INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, hook INTEGER NOT NULL, ok INTEGER NOT NULL, head TEXT NOT NULL, body TEXT NOT NULL);
 CREATE INDEX answer_hook ON answer (hook, ok, id);
 CREATE INDEX answer_bucket ON answer (bucket);
--- kind: 'fan' (first = seq, cursor = the last hook that was routed to), 'backfill' and 'replay' (cursor = the next
+-- kind: 'fan' (first = seq, cursor = the last hook that was routed to; ns, key: of an event with an ordering key), 'backfill' and 'replay' (cursor = the next
 -- seq to look at, up to last, which is not looked at any more).
--- state: 0 runs, 1 a Replay that has re-opened everything, 2 a cancelled one whose items are not yet removed,
+-- state: -1 a fan-out behind an older one of its ordering key, 0 runs, 1 a Replay that has re-opened everything, 2 a cancelled one whose items are not yet removed,
 -- 3 complete, 4 cancelled. The other two kinds are deleted at their end.
 -- opened: items below this seq were re-opened; paced: what the rate allows counts from here, in microseconds of
 -- store time.
@@ -85,11 +87,13 @@ CREATE TABLE scan (
   cursor INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, document TEXT, state INTEGER NOT NULL,
   matched INTEGER NOT NULL, reopened INTEGER NOT NULL, begun INTEGER NOT NULL, begun_wall INTEGER NOT NULL,
   opened INTEGER NOT NULL DEFAULT 0, paced INTEGER NOT NULL DEFAULT 0,
-  done INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0,
+  done INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0, ns INTEGER, key INTEGER,
   UNIQUE (kind, ns_uid, name, spec_hash)
 );
 CREATE INDEX scan_open ON scan (kind, id) WHERE state < 3;
 CREATE INDEX scan_fan ON scan (first) WHERE kind = 'fan';
+CREATE INDEX scan_fan_ready ON scan (id) WHERE kind = 'fan' AND state = 0;
+CREATE INDEX scan_key ON scan (ns, key, id) WHERE key IS NOT NULL;
 CREATE INDEX scan_ended ON scan (begun) WHERE state >= 3;
 CREATE INDEX scan_hook ON scan (hook) WHERE hook IS NOT NULL;
 -- What a Replay matched and has not ended; state: 0 to be re-opened, 1 re-opened, 2 was pending already.

@@ -346,13 +346,16 @@ async fn ordered_deliveries_are_parked_behind_their_key_and_keep_it() {
     let due = store.store_now().plus_ms(1_000);
     let park = |pos| Outcome { hook, pos, tries: 0, attempt: None, next: Next::Park };
     record(&store, vec![outcome(hook, first, 0, Next::At(due)), park(second), park(unkeyed)]).await;
-    assert_eq!(store.blocked_keys(hook, 9).await.unwrap(), [key]);
+    let by = BlockedKey { key, is_waiting: true, parked: Some(second), dead: None };
+    assert_eq!(store.blocked_keys(hook, true, 9).await.unwrap(), [by]);
     assert_eq!(store.parked(hook, key, 9).await.unwrap()[0].pos, second);
     let states = store.states_of(unkeyed).await.unwrap();
     assert_eq!(states, [(hook, DeliveryState::Owed)], "without a key nothing is behind anything");
     let dead = Next::Dead(DeadReason::Exhausted);
     record(&store, vec![outcome(hook, first, 1, dead), outcome(hook, second, 0, Next::Done)]).await;
-    assert_eq!(store.blocked_keys(hook, 9).await.unwrap(), []);
+    let by = BlockedKey { is_waiting: false, parked: None, dead: Some(first), ..by };
+    assert_eq!(store.blocked_keys(hook, true, 9).await.unwrap(), [by]);
+    assert_eq!(store.blocked_keys(hook, false, 9).await.unwrap(), []);
     assert_eq!(store.states_of(first).await.unwrap(), [(hook, DeliveryState::Dead(DeadReason::Exhausted))]);
     let totals = check_totals(&store).await;
     assert_eq!((totals.dead, totals.delivered, totals.pending), (1, 1, 1));
@@ -651,6 +654,17 @@ async fn no_hot_query_scans_a_table_or_sorts() {
          ON o.bucket = b.id AND o.hook = ?1 AND o.seq > ?2 WHERE b.id >= ?3 ORDER BY b.id, o.seq LIMIT ?4",
     );
     check("SELECT seq, sub, key, tries, shape, due FROM retry WHERE hook = ?1 ORDER BY due, seq LIMIT ?2");
+    for (sql, index) in [
+        (read::NEXT_WAITING_KEY, "COVERING INDEX retry_key"),
+        (read::NEXT_PARKED_KEY, "PRIMARY KEY"),
+        (read::NEXT_DEAD_KEY, "INDEX dead_key"),
+        (read::FIRST_WAITING, "INDEX retry_key"),
+        (read::FIRST_PARKED, "PRIMARY KEY"),
+        (read::FIRST_DEAD, "INDEX dead_key"),
+    ] {
+        check(sql);
+        assert!(plan_of(sql).contains(index), "{sql}: {}", plan_of(sql));
+    }
     check("DELETE FROM retry WHERE seq = ?1 AND hook = ?2 AND tries = ?3");
     check("DELETE FROM parked WHERE seq = ?1 AND hook = ?2 AND tries = ?3");
     check("SELECT id FROM attempt WHERE bucket = ?1 AND hook = ?2 AND id < ?3 ORDER BY id DESC LIMIT ?4");

@@ -39,6 +39,7 @@ use super::{
     stuck::{Before, Stuck},
     tally::{self, Ledger, Tallies},
     time::StoreClock,
+    told::Told,
     volume::{self, Volume},
 };
 use crate::{
@@ -62,8 +63,9 @@ const UPKEEP_WAIT: Duration = Duration::from_millis(10);
 /// Part of the time of a transaction that somebody waits for which upkeep may add
 /// to it, beside one step.
 const UPKEEP_PART: u32 = 8;
-/// Time that upkeep takes of one transaction at most, beside one step.
-const UPKEEP_TIME_MAX: Duration = Duration::from_millis(5);
+/// Time that upkeep takes of one transaction at most, beside one step: so long an
+/// accept waits that comes when nobody was waiting.
+const UPKEEP_TIME_MAX: Duration = Duration::from_millis(1);
 
 /// What the writer shares with the callers.
 pub(super) struct Shared {
@@ -72,6 +74,7 @@ pub(super) struct Shared {
     pub(super) usage: Arc<Usage>,
     pub(super) tallies: Tallies,
     pub(super) recorded: watch::Sender<RecordTicket>,
+    pub(super) told: Told,
     /// The write-ahead log is too long to accept more.
     pub(super) is_behind: AtomicBool,
     #[cfg(test)]
@@ -136,6 +139,7 @@ struct End(Arc<Shared>);
 impl Drop for End {
     fn drop(&mut self) {
         self.0.queue.end(&StoreError::Failed(Arc::from("its writer ended")));
+        self.0.told.end();
     }
 }
 
@@ -288,6 +292,7 @@ impl Writer {
             Err(error) => {
                 let Some(refusal) = volume::refusal(&error, &self.volume) else { return Err(error) };
                 self.roll_back(&before)?;
+                self.shared.told.done();
                 Ok(Some(RolledBack { work, refusal, error }))
             }
         }
@@ -311,6 +316,9 @@ impl Writer {
         }
         let begun = clock::monotonic();
         let entry = self.fill(work, now, effects)?;
+        if effects.tells_of_old_positions() {
+            self.shared.told.begin();
+        }
         self.commit()?;
         if is_awaited {
             self.awaited_took = clock::monotonic().saturating_duration_since(begun);
@@ -338,6 +346,7 @@ impl Writer {
         for news in effects.news {
             self.news.send(news);
         }
+        self.shared.told.done();
         Ok(())
     }
 
@@ -381,6 +390,7 @@ impl Writer {
             wall: self.shared.clock.wall(),
             limits: &self.state.limits,
             next: self.state.next,
+            epochs: &self.state.epochs,
             effects,
         }
     }

@@ -17,10 +17,10 @@ use posthorn::{
         table::RoutingTable,
     },
     store::{
-        Answer, CardMark, CardQuery, DeadRow, From, HookDefinition, HookId, HookNote, HookNotes, Known, KnownHook,
-        KnownNamespace, KnownSub, OrderKey, Outcome, OwedPage, OwedRow, Partition, RecordTicket, Register, Registered,
-        ReplayIdentity, ReplayOrder, ReplayRun, RouteChange, RouteKey, Router, StoreError, StoreLimits, StoredEvent,
-        SubDefinition, SubId, TallyPage, TallyRevision, WaitingPage,
+        Answer, BlockedKey, CardMark, CardQuery, DeadRow, From, HookDefinition, HookId, HookNote, HookNotes, Known,
+        KnownHook, KnownNamespace, KnownSub, OrderKey, Outcome, OwedPage, OwedRow, Partition, RecordTicket, Register,
+        Registered, ReplayIdentity, ReplayOrder, ReplayRun, RouteChange, RouteKey, Router, StoreError, StoreLimits,
+        StoredEvent, SubDefinition, SubId, TallyPage, TallyRevision, WaitingPage,
     },
     verify::fingerprint::{Bound, FingerprintKey},
     wire::index_feed::FeedEntry,
@@ -213,7 +213,7 @@ impl Partition for FakePartition {
     fn waiting(&self, _: HookId, _: StoreTime, _: usize) -> Answer<'_, WaitingPage> {
         unused()
     }
-    fn blocked_keys(&self, _: HookId, _: usize) -> Answer<'_, Vec<OrderKey>> {
+    fn blocked_keys(&self, _: HookId, _: bool, _: usize) -> Answer<'_, Vec<BlockedKey>> {
         unused()
     }
     fn parked(&self, _: HookId, _: OrderKey, _: usize) -> Answer<'_, Vec<OwedRow>> {

@@ -71,8 +71,8 @@ impl Partition for FencedPartition {
     fn waiting(&self, hook: HookId, now: StoreTime, limit: usize) -> Answer<'_, WaitingPage> {
         self.call(|| self.inner.waiting(hook, now, limit))
     }
-    fn blocked_keys(&self, hook: HookId, limit: usize) -> Answer<'_, Vec<OrderKey>> {
-        self.call(|| self.inner.blocked_keys(hook, limit))
+    fn blocked_keys(&self, hook: HookId, dead_blocks: bool, limit: usize) -> Answer<'_, Vec<BlockedKey>> {
+        self.call(|| self.inner.blocked_keys(hook, dead_blocks, limit))
     }
     fn parked(&self, hook: HookId, key: OrderKey, limit: usize) -> Answer<'_, Vec<OwedRow>> {
         self.call(|| self.inner.parked(hook, key, limit))

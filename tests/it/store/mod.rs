@@ -61,6 +61,7 @@ every_store! {
     }
     register {
     a_fan_out_beyond_what_fits_into_the_accept_reaches_everyone,
+    of_a_key_an_event_is_shown_only_after_older_ones_however_long_their_fan_out_takes,
     exactly_as_many_targets_as_fit_are_owed_with_the_accept,
     a_hook_gets_an_event_once_however_many_subscriptions_match,
     a_subscription_between_two_events_gets_the_second,
@@ -102,6 +103,7 @@ every_store! {
     cards_are_asked_for_by_hook_and_state_in_pages,
     a_dismissed_delivery_is_discarded_once_and_no_retry_finds_it,
     a_replay_of_all_reopens_every_dead_delivery_and_no_dismissed_one,
+    what_a_replay_reopens_of_an_ordered_webhook_comes_before_what_it_blocked,
     a_replay_runs_once_per_identity,
     a_replay_of_named_dead_deliveries_leaves_the_others,
     a_replay_of_events_reopens_whatever_became_of_them,

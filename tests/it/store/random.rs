@@ -200,12 +200,11 @@ impl Side {
         let page = partition.waiting(hook, now, 1000).await.unwrap();
         let due: Vec<_> = page.rows.iter().map(|r| self.row(r)).collect();
         lines.push(format!("  at {now:?} due {due:?}, next {:?}", page.next_due));
-        let mut keys = partition.blocked_keys(hook, 100).await.unwrap();
-        keys.sort();
-        for key in keys {
-            let parked = partition.parked(hook, key, 1000).await.unwrap();
-            let parked: Vec<_> = parked.iter().map(|r| self.row(r)).collect();
-            lines.push(format!("  blocked {key:?} {parked:?}"));
+        for BlockedKey { key, is_waiting, parked, dead } in partition.blocked_keys(hook, true, 100).await.unwrap() {
+            let rows = partition.parked(hook, key, 1000).await.unwrap();
+            let rows: Vec<_> = rows.iter().map(|r| self.row(r)).collect();
+            let first = [parked, dead].map(|pos| pos.map(|pos| self.index(pos)));
+            lines.push(format!("  blocked {key:?} {is_waiting} {first:?} {rows:?}"));
         }
         let query = CardQuery { hook: Some(hook), state: None, after: None, limit: 1000 };
         for dead in partition.cards(query).await.unwrap() {
@@ -430,8 +429,8 @@ impl Pair {
         let mut rows = self.model.world.rows(hook).await;
         let far = partition.store_now().plus_ms(i64::MAX / 4);
         rows.extend(partition.waiting(hook, far, 10_000).await.unwrap().rows);
-        for key in partition.blocked_keys(hook, 100).await.unwrap() {
-            rows.extend(partition.parked(hook, key, 10_000).await.unwrap());
+        for by in partition.blocked_keys(hook, false, 100).await.unwrap() {
+            rows.extend(partition.parked(hook, by.key, 10_000).await.unwrap());
         }
         rows.into_iter().find(|r| r.pos == pos)
     }

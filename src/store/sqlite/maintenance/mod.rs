@@ -23,6 +23,7 @@ use rusqlite::Result;
 
 pub(super) use cards::{cards, mark_cards};
 pub(super) use replay::{cancel_replay, replay, replay_run};
+pub(super) use scans::{begin_fan_out, stands_behind_fan_out};
 pub(super) use sweep::EVENT_BYTES;
 
 use self::{

@@ -144,6 +144,19 @@ pub(super) fn insert_owed(db: &Connection, row: &NewOwed) -> Result<bool> {
     Ok(inserted == 1)
 }
 
+/// Writes a row that was re-opened, without counting. False if there is one.
+///
+/// For a hook that is ordered it is parked, with nothing in front of it: parked
+/// rows of a key are sent before owed ones and in the order of their events. So
+/// it comes before what was blocked behind it, and a crash changes nothing.
+pub(super) fn insert_reopened(db: &Connection, row: &NewOwed, is_ordered: bool) -> Result<bool> {
+    let Some(key) = row.key.filter(|_| is_ordered) else { return insert_owed(db, row) };
+    let mut insert = db.prepare_cached(
+        "INSERT OR IGNORE INTO parked (hook, key, seq, sub, tries, shape, since) VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6)",
+    )?;
+    Ok(insert.execute((row.hook, key, row.seq, row.sub, row.shape, row.since))? == 1)
+}
+
 /// Pending Deliveries of one hook become dead; the dispatcher is told.
 pub(super) fn bury(step: &mut Step<'_>, rows: &[Pending], reason: DeadReason) -> Result<()> {
     for row in rows {
@@ -195,13 +208,19 @@ pub(super) fn discard(step: &mut Step<'_>, rows: &[Pending], reason: DiscardReas
 
 /// A dead Delivery ends as discarded. A dismissed one was counted before.
 pub(super) fn discard_dead(step: &mut Step<'_>, hook: i64, seq: i64, reason: DiscardReason) -> Result<()> {
-    let was_dismissed: bool = step
+    let (was_dismissed, had_key): (bool, bool) = step
         .tx
-        .prepare_cached("DELETE FROM dead WHERE bucket = ?1 AND hook = ?2 AND seq = ?3 RETURNING card = ?4")?
-        .query_row((bucket_of_seq(seq), hook, seq, DISMISSED), |row| row.get(0))?;
+        .prepare_cached(
+            "DELETE FROM dead WHERE bucket = ?1 AND hook = ?2 AND seq = ?3 RETURNING card = ?4, key IS NOT NULL",
+        )?
+        .query_row((bucket_of_seq(seq), hook, seq, DISMISSED), |row| Ok((row.get(0)?, row.get(1)?)))?;
     if !was_dismissed {
         count(step, hook, 0, -1);
         step.effects.discard(reason, 1);
+        if had_key {
+            // It may have blocked its ordering key.
+            changed(step, hook, seq);
+        }
     }
     Ok(())
 }
@@ -215,6 +234,12 @@ pub(super) fn count(step: &mut Step<'_>, hook: i64, pending: i64, dead: i64) {
     } else {
         step.effects.deltas.push(TallyDelta { hook, pending, dead, ..TallyDelta::default() });
     }
+}
+
+/// Tells the dispatcher that a hook is owed more, at positions that it may have
+/// read past.
+pub(super) fn added(step: &mut Step<'_>, hook: i64, from: i64) {
+    step.effects.news.push(News::Added { hook: HookId(hook), from: pos_of(from) });
 }
 
 /// Tells the dispatcher that rows of a hook changed behind its back.

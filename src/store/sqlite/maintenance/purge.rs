@@ -14,7 +14,7 @@ use super::{
     expiry::{first_owed_bucket, oldest},
     place::{discard, discard_dead},
     retention::milliseconds,
-    scans::SCAN_READS_MAX,
+    scans::{SCAN_READS_MAX, end_fan_out},
     sweep::{Freed, remove_event, remove_items},
 };
 use crate::{
@@ -89,7 +89,7 @@ impl Purge {
         for (seq, owner) in events {
             self.events = (ns, bucket, seq);
             if owner == ns {
-                step.tx.prepare_cached("DELETE FROM scan WHERE kind = 'fan' AND first = ?1")?.execute([seq])?;
+                end_fan_out(step.tx, seq)?;
                 if !remove_event(step, seq, &mut room, &mut freed)? {
                     return freed.apply(step);
                 }

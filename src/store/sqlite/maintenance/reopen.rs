@@ -8,10 +8,12 @@ use rusqlite::{OptionalExtension, Result};
 use super::{
     super::effects::{STEP_ROWS_MAX, Step},
     Turn,
-    place::{DISMISSED, NewOwed, bucket_of_seq, changed, count, insert_owed, is_delivered, is_pending, is_unrouted},
+    place::{
+        DISMISSED, NewOwed, bucket_of_seq, changed, count, insert_reopened, is_delivered, is_pending, is_unrouted,
+    },
     replay::{Running, item, present_subs, state, wanted_by},
     retention::Pins,
-    scans::{Routed, route},
+    scans::Routed,
     sweep::remove_items,
 };
 use crate::{event::StoreTime, store::DiscardReason};
@@ -252,7 +254,7 @@ fn reopen(step: &mut Step<'_>, pins: &mut Pins, replay: &Running, subs: &[i64], 
         })
         .optional()?;
     if let Some((row, card)) = dead {
-        insert_owed(step.tx, &row)?;
+        insert_reopened(step.tx, &row, replay.is_ordered)?;
         pins.pin(seq);
         if card == DISMISSED {
             step.effects.discard(DiscardReason::Dismissed, -1);
@@ -272,7 +274,11 @@ fn reopen(step: &mut Step<'_>, pins: &mut Pins, replay: &Running, subs: &[i64], 
         None => return Ok(None),
     };
     let row = NewOwed { hook, seq, sub, key: event.order_key(replay.is_ordered), shape: None, since };
-    route(step, pins, &row)?;
+    if insert_reopened(step.tx, &row, replay.is_ordered)? {
+        pins.pin(seq);
+        count(step, hook, 1, 0);
+        step.effects.totals.routed += 1;
+    }
     if is_delivered {
         // The same Delivery again, not a new one.
         step.effects.totals.routed -= 1;

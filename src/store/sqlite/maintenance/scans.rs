@@ -3,21 +3,36 @@
 //! Both move their cursor in the transaction of the rows that they write. While
 //! an event waits for its fan-out nobody else writes Deliveries of it: backfills
 //! stop before it and Replays wait. So the fan-out needs no look at attempts.
+//!
+//! # Order
+//! Of one namespace and ordering key one event at a time has its fan-out, the
+//! oldest first, and an event that comes meanwhile stands behind it, however few
+//! targets it has, if one of them is ordered ([`stands_behind_fan_out`]). So no
+//! Webhook is owed an event of a key while an older one may yet be routed to it.
 
 use rusqlite::{Connection, OptionalExtension, Result, Row, types::ValueRef};
+use smallvec::SmallVec;
 
 use super::{
     super::{
         effects::{STEP_ROWS_MAX, Step},
-        rows::{order_key, pos_of},
+        rows::{self, order_key, pos_of, seq_of},
     },
-    place::{NewOwed, changed, count, insert_owed, is_known},
+    place::{NewOwed, added, count, insert_owed, is_known},
     retention::Pins,
 };
-use crate::store::{HookId, RouteKey, SubId};
+use crate::{
+    event::{Pos, StoreTime},
+    store::{HookId, News, OrderKey, RouteKey, StoredEvent, SubId, Target},
+};
 
 /// Events that one step of a scan reads at most.
 pub(super) const SCAN_READS_MAX: usize = 1_024;
+/// Deliveries that one step of fan-outs writes at most: publishers wait for the
+/// whole step, and each transaction has time for one.
+pub(super) const FAN_ROWS_MAX: usize = 64;
+/// Events whose fan-out one step goes on with at most.
+const STEP_FANS_MAX: usize = 32;
 
 /// What routing asks of an event, as it is stored.
 pub(super) struct Routed {
@@ -84,32 +99,106 @@ fn text(row: &Row<'_>, index: usize) -> Result<Option<String>> {
     })
 }
 
-/// One step of the first fan-out behind `turn`, which becomes its number. False
-/// if there is none at all.
+/// An event that waits for its fan-out.
+struct Fan {
+    id: i64,
+    seq: i64,
+    /// The last hook that was routed to.
+    cursor: i64,
+}
+
+/// Begins the fan-out of an event at its accept, behind those of its namespace
+/// and ordering key.
+pub(in super::super) fn begin_fan_out(
+    db: &Connection,
+    pos: Pos,
+    (ns, key): (i64, Option<OrderKey>),
+    (now, wall_ms): (StoreTime, i64),
+) -> Result<()> {
+    let behind = key.map_or(Ok(false), |key| stands_behind_fan_out(db, ns, key))?;
+    let state = if behind { BEHIND } else { READY };
+    db.prepare_cached(
+        "INSERT INTO scan (kind, cursor, first, last, state, matched, reopened, begun, begun_wall, ns, key)
+         VALUES ('fan', 0, ?1, ?1, ?2, 0, 0, ?3, ?4, ?5, ?6)",
+    )?
+    .execute((seq_of(pos), state, now.0, wall_ms, ns, key.map(|key| key.0)))?;
+    Ok(())
+}
+
+/// Whether an event of this namespace and ordering key waits for its fan-out: a
+/// younger one must not be routed before it.
+pub(in super::super) fn stands_behind_fan_out(db: &Connection, ns: i64, key: OrderKey) -> Result<bool> {
+    db.prepare_cached(FAN_OF_KEY)?.query_row((ns, key.0), |row| row.get(0))
+}
+
+/// Fan-outs behind `turn`, which becomes the number of the last of them, as many
+/// as one step has room for: of those that stood behind others for their key,
+/// each has few targets. False if there is none at all.
 pub(super) fn fan(step: &mut Step<'_>, pins: &mut Pins, turn: &mut i64) -> Result<bool> {
-    let Some((id, seq, after)) = next_fan(step.tx, *turn)? else { return Ok(false) };
-    *turn = id;
+    let mut room = FAN_ROWS_MAX;
+    for nth in 0..STEP_FANS_MAX {
+        let Some(fan) = next_fan(step.tx, *turn)?.filter(|_| room > 0) else { return Ok(nth > 0) };
+        *turn = fan.id;
+        room -= fan_to(step, pins, &fan, room)?;
+    }
+    Ok(true)
+}
+
+/// A part of a fan-out; how many hooks it went to.
+fn fan_to(step: &mut Step<'_>, pins: &mut Pins, fan: &Fan, room: usize) -> Result<usize> {
+    let seq = fan.seq;
     let Some(event) = Routed::of(step.tx, seq)? else {
-        end_scan(step.tx, id)?;
-        return Ok(true);
+        end_fan_out(step.tx, seq)?;
+        return Ok(0);
     };
     let mut targets = Vec::new();
-    let has_more = step.router.route(pos_of(seq), event.route_key(), HookId(after), STEP_ROWS_MAX, &mut targets);
+    let has_more = step.router.route(pos_of(seq), event.route_key(), HookId(fan.cursor), room, &mut targets);
     let order_key = event.order_key(targets.iter().any(|target| target.is_ordered));
     for target in &targets {
         let key = order_key.filter(|_| target.is_ordered);
         let row = NewOwed { hook: target.hook.0, seq, sub: target.sub.0, key, shape: None, since: None };
         route(step, pins, &row)?;
-        changed(step, row.hook, seq);
     }
+    tell_late(step, pos_of(seq), &targets)?;
     match targets.last().filter(|_| has_more) {
         Some(last) => {
-            step.tx.prepare_cached("UPDATE scan SET cursor = ?2 WHERE id = ?1")?.execute((id, last.hook.0))?;
+            step.tx.prepare_cached("UPDATE scan SET cursor = ?2 WHERE id = ?1")?.execute((fan.id, last.hook.0))?;
         }
-        None => end_scan(step.tx, id)?,
+        None => end_fan_out(step.tx, seq)?,
     }
-    Ok(true)
+    Ok(targets.len())
 }
+
+/// Tells the dispatcher who gets an event, with the event: it need not ask for it
+/// once for each of them.
+fn tell_late(step: &mut Step<'_>, pos: Pos, targets: &[Target]) -> Result<()> {
+    if targets.is_empty() {
+        return Ok(());
+    }
+    let event = match rows::event(step.tx, step.epochs, pos)? {
+        StoredEvent::Event(event) => Some(event),
+        StoredEvent::Corrupt | StoredEvent::Missing => None,
+    };
+    step.effects.news.push(News::Late { pos, event, targets: SmallVec::from_slice(targets) });
+    Ok(())
+}
+
+/// The fan-out of an event is over, whatever became of it: the next one of its
+/// namespace and ordering key has its turn.
+pub(super) fn end_fan_out(db: &Connection, seq: i64) -> Result<()> {
+    let of_key: Option<(Option<i64>, Option<i64>)> =
+        db.prepare_cached(END_FAN)?.query_row([seq], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    if let Some((Some(ns), Some(key))) = of_key {
+        let next = format!("UPDATE scan SET state = {READY} WHERE id = ({FIRST_FAN_OF_KEY})");
+        db.prepare_cached(&next)?.execute((ns, key))?;
+    }
+    Ok(())
+}
+
+/// States of a fan-out in `scan.state`. Spelled out where an index asks for it.
+const READY: i64 = 0;
+/// An older event of its ordering key has its fan-out first.
+const BEHIND: i64 = -1;
 
 /// A backfill under way.
 struct Backfill {
@@ -180,7 +269,7 @@ fn backfill_to(step: &mut Step<'_>, pins: &mut Pins, scan: &Backfill, end: i64) 
         }
     }
     if let Some(first) = first {
-        changed(step, scan.hook, first);
+        added(step, scan.hook, first);
     }
     if cursor >= scan.last {
         return end_scan(step.tx, scan.id);
@@ -206,9 +295,10 @@ pub(super) fn first_unrouted(db: &Connection, from: i64, to: i64) -> Result<Opti
 }
 
 /// The first fan-out behind `turn`, else the very first: each gets its turn.
-fn next_fan(db: &Connection, turn: i64) -> Result<Option<(i64, i64, i64)>> {
+fn next_fan(db: &Connection, turn: i64) -> Result<Option<Fan>> {
     let mut select = db.prepare_cached(NEXT_FAN)?;
-    let mut next = |after: i64| select.query_row([after], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional();
+    let read = |row: &Row<'_>| Ok(Fan { id: row.get(0)?, seq: row.get(1)?, cursor: row.get(2)? });
+    let mut next = |after: i64| select.query_row([after], read).optional();
     match next(turn)? {
         None if turn > 0 => next(0),
         found => Ok(found),
@@ -240,7 +330,11 @@ fn end_scan(db: &Connection, id: i64) -> Result<()> {
 }
 
 pub(super) const NEXT_FAN: &str =
-    "SELECT id, first, cursor FROM scan WHERE kind = 'fan' AND state < 3 AND id > ?1 ORDER BY id LIMIT 1";
+    "SELECT id, first, cursor FROM scan INDEXED BY scan_fan_ready WHERE kind = 'fan' AND state = 0 AND id > ?1
+     ORDER BY id LIMIT 1";
+pub(super) const END_FAN: &str = "DELETE FROM scan WHERE kind = 'fan' AND first = ?1 RETURNING ns, key";
+pub(super) const FAN_OF_KEY: &str = "SELECT EXISTS (SELECT 1 FROM scan WHERE ns = ?1 AND key = ?2)";
+pub(super) const FIRST_FAN_OF_KEY: &str = "SELECT min(id) FROM scan WHERE ns = ?1 AND key = ?2";
 pub(super) const NEXT_BACKFILL: &str =
     "SELECT s.id, s.hook, s.sub, s.cursor, s.last, u.from_ms, h.ns, h.ordered, h.gone_at IS NOT NULL,
             u.id IS NULL OR u.gone_at IS NOT NULL

@@ -117,6 +117,37 @@ pub async fn a_replay_of_all_reopens_every_dead_delivery_and_no_dismissed_one(mu
     assert_eq!(w.state(other, all[0]).await, Some(DeliveryState::Dead(DeadReason::Exhausted)));
 }
 
+pub async fn what_a_replay_reopens_of_an_ordered_webhook_comes_before_what_it_blocked(mut w: World) {
+    let hook = w.hook_of(HookDefinition { is_ordered: true, ..hook("h") }).await;
+    w.sub("h", "s", "*").await;
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        all.push(w.publish_event(event_with_key("a", "x")).await.pos);
+    }
+    let free = w.publish("a").await;
+    let key = w.rows(hook).await[0].key.unwrap();
+    w.deliver(hook, all[0], 0).await;
+    w.kill(hook, all[1], 0).await;
+    w.kill(hook, free, 0).await;
+    w.record(vec![verdict(hook, all[2], 0, Next::Park)]).await;
+    w.replay(replay_order("dead", hook, ReplayWhat::AllDead)).await;
+    w.settles_owed(hook, &[all[3], free]).await;
+    w.replay(replay_order("again", hook, ReplayWhat::Events(vec![all[0]]))).await;
+    let pending = || async { w.totals().await.pending };
+    w.settles("pending", 5, pending).await;
+    w.crash().await;
+    let parked = w.partition().parked(hook, key, 10).await.unwrap();
+    assert_eq!(positions(&parked), all[..3]);
+    assert!(parked.iter().all(|row| row.tries == 0));
+    let by = BlockedKey { key, is_waiting: false, parked: Some(all[0]), dead: None };
+    assert_eq!(w.partition().blocked_keys(hook, true, 10).await.unwrap(), [by]);
+    assert_eq!(w.owed(hook).await, [all[3], free], "without a key nothing stands behind anything");
+    w.deliver(hook, all[0], 0).await;
+    w.deliver(hook, all[1], 0).await;
+    let totals = w.totals().await;
+    assert_eq!((totals.delivered, totals.dead, totals.pending), (2, 0, 3));
+}
+
 pub async fn a_replay_runs_once_per_identity(mut w: World) {
     let hook = w.wanting("h", "*").await;
     let pos = w.publish("a").await;

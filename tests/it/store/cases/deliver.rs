@@ -101,7 +101,9 @@ pub async fn parked_deliveries_wait_behind_their_key_in_order(mut w: World) {
     w.record([all[3], all[2]].map(|pos| verdict(hook, pos, 0, Next::Park)).into()).await;
     w.crash().await;
     assert_eq!(w.owed(hook).await, [all[1], all[4], free]);
-    assert_eq!(w.partition().blocked_keys(hook, 10).await.unwrap(), [key(0)]);
+    let blocked = || async { w.partition().blocked_keys(hook, true, 10).await.unwrap() };
+    let by = BlockedKey { key: key(0), is_waiting: true, parked: Some(all[2]), dead: None };
+    assert_eq!(blocked().await, [by]);
     let parked = |limit| w.partition().parked(hook, key(0), limit);
     assert_eq!(positions(&parked(10).await.unwrap()), [all[2], all[3]], "in the order of the events");
     assert_eq!(positions(&parked(1).await.unwrap()), [all[2]]);
@@ -110,9 +112,12 @@ pub async fn parked_deliveries_wait_behind_their_key_in_order(mut w: World) {
     w.deliver(hook, all[2], 0).await;
     w.fail(hook, all[3], 0, w.in_time(HOUR)).await;
     assert!(parked(10).await.unwrap().is_empty());
-    assert_eq!(w.partition().blocked_keys(hook, 10).await.unwrap(), [key(0)], "a retry blocks its key");
+    let by = BlockedKey { parked: None, dead: Some(all[0]), ..by };
+    assert_eq!(blocked().await, [by], "a retry blocks its key");
     w.deliver(hook, all[3], 1).await;
-    assert!(w.partition().blocked_keys(hook, 10).await.unwrap().is_empty());
+    assert_eq!(blocked().await, [BlockedKey { is_waiting: false, ..by }], "what is dead may block as well");
+    w.mark(hook, all[0], CardState::Dismissed).await;
+    assert_eq!(blocked().await, []);
 }
 
 pub async fn blocked_keys_are_each_told_once_and_no_more_than_asked_for(w: World) {
@@ -126,9 +131,15 @@ pub async fn blocked_keys_are_each_told_once_and_no_more_than_asked_for(w: World
             w.record(vec![verdict(hook, pos, 0, Next::Park)]).await;
         }
     }
-    let keys = w.partition().blocked_keys(hook, 10).await.unwrap();
-    assert_eq!((keys.len(), keys.iter().collect::<BTreeSet<_>>().len()), (3, 3));
-    assert_eq!(w.partition().blocked_keys(hook, 2).await.unwrap().len(), 2);
+    let dead = w.publish_event(event_with_key("a", "k3")).await.pos;
+    w.kill(hook, dead, 0).await;
+    let blocked = |dead_blocks, limit| w.partition().blocked_keys(hook, dead_blocks, limit);
+    let keys = blocked(true, 10).await.unwrap();
+    assert_eq!((keys.len(), keys.iter().map(|by| by.key).collect::<BTreeSet<_>>().len()), (4, 4));
+    assert!(keys[..3].iter().all(|by| by.is_waiting && by.parked.is_some()), "those that wait come first");
+    assert_eq!((keys[3].is_waiting, keys[3].parked, keys[3].dead), (false, None, Some(dead)));
+    assert_eq!(blocked(false, 10).await.unwrap(), keys[..3]);
+    assert_eq!(blocked(true, 2).await.unwrap(), keys[..2]);
 }
 
 pub async fn a_probe_of_an_open_circuit_uses_up_no_try_and_is_kept_as_an_attempt(mut w: World) {

@@ -1,6 +1,6 @@
 //! Webhooks and Subscriptions become known, and go.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use posthorn::{event::Pos, store::*};
 
@@ -20,6 +20,54 @@ pub async fn a_fan_out_beyond_what_fits_into_the_accept_reaches_everyone(mut w: 
     w.settles("routed", expected, || async { w.totals().await.routed }).await;
     for known in w.partition().known().await.unwrap().hooks {
         assert_eq!(w.owed(known.id).await, [first, second, third]);
+    }
+}
+
+/// What a dispatcher does that reads on behind what it has read, and goes back when
+/// it is told to: it is shown each key in the order of its events.
+pub async fn of_a_key_an_event_is_shown_only_after_older_ones_however_long_their_fan_out_takes(mut w: World) {
+    const ROUNDS: usize = 30;
+    let created = w.clock.wall();
+    let names: Vec<_> = (0..=INLINE_TARGETS_MAX).map(|n| format!("h{n}")).collect();
+    let changes = names.iter().flat_map(|name| {
+        let hook = HookDefinition { is_ordered: true, ..hook(name) };
+        [Register::Hook(hook), Register::Sub(sub(name, name, "wide", From::Time(created), created))]
+    });
+    let registered = w.partition().register(changes.collect()).await.unwrap();
+    // The last one: the fan-out comes to it at its end.
+    let Registered::Hook(last) = registered[2 * INLINE_TARGETS_MAX] else { panic!("{registered:?}") };
+    w.sub(&names[INLINE_TARGETS_MAX], "narrow", "narrow").await;
+    let (mut shown, mut after) = (BTreeMap::<Pos, Option<OrderKey>>::new(), Pos(0));
+    for round in 0.. {
+        if round < ROUNDS {
+            let keys = [("wide", "k"), ("narrow", "k"), ("narrow", "other"), ("wide", "other")];
+            w.accept(keys.map(|(event_type, key)| event_with_key(event_type, key)).into()).await;
+        } else if shown.len() == 4 * ROUNDS {
+            break;
+        } else {
+            assert!(round < 100 * ROUNDS, "{} of {}", shown.len(), 4 * ROUNDS);
+            w.tick().await;
+        }
+        if round == ROUNDS / 2 {
+            w.crash().await;
+            after = Pos(0);
+        }
+        let page = w.partition().owed(last, after, 1_000).await.unwrap();
+        let told = w.news().into_iter().filter_map(|news| match news {
+            News::Late { pos, targets, .. } => targets.iter().any(|target| target.hook == last).then_some(pos),
+            News::Added { hook, from } | News::Changed { hook, from } => (hook == last).then_some(from),
+            News::Owed { .. } | News::Failed(_) => None,
+        });
+        let back_to = told.min().map_or(Pos(u64::MAX), |from| Pos(from.0 - 1));
+        for row in page.rows.iter().take_while(|row| row.pos <= back_to) {
+            if shown.contains_key(&row.pos) {
+                continue;
+            }
+            let younger = shown.range(row.pos..).find(|(_, key)| **key == row.key);
+            assert_eq!(younger, None, "{:?} came before {:?}", younger, row.pos);
+            shown.insert(row.pos, row.key);
+        }
+        after = page.covered.min(back_to);
     }
 }
 

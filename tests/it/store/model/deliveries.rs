@@ -1,6 +1,6 @@
 //! Deliveries of the model: one entry each, for ever.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use posthorn::{
     event::{Pos, StoreTime},
@@ -49,11 +49,12 @@ impl Delivery {
         matches!(self.place, Place::Dead { card, .. } if card != CardState::Dismissed)
     }
 
-    /// Owed again from the first attempt on.
-    pub(super) fn reopen(&mut self, now: StoreTime) {
+    /// Owed again from the first attempt on; of a hook that is ordered it comes
+    /// before what is owed.
+    pub(super) fn reopen(&mut self, now: StoreTime, is_ordered: bool) {
         self.since = now;
         self.tries = 0;
-        self.place = Place::Owed;
+        self.place = if is_ordered && self.key.is_some() { Place::Parked } else { Place::Owed };
     }
 }
 
@@ -90,10 +91,23 @@ impl State {
         }
     }
 
-    pub(super) fn blocked_keys(&self, hook: HookId, limit: usize) -> Vec<OrderKey> {
-        let blocks = |d: &Delivery| matches!(d.place, Place::Waiting(_) | Place::Parked);
-        let keys: BTreeSet<_> = self.of(hook).filter(|(_, d)| blocks(d)).filter_map(|(_, d)| d.key).collect();
-        keys.into_iter().take(limit).collect()
+    pub(super) fn blocked_keys(&self, hook: HookId, dead_blocks: bool, limit: usize) -> Vec<BlockedKey> {
+        let firsts = |is: &dyn Fn(&Delivery) -> bool| -> BTreeMap<OrderKey, Pos> {
+            let all: Vec<_> = self.of(hook).filter(|(_, d)| is(d)).filter_map(|(pos, d)| Some((d.key?, pos))).collect();
+            all.into_iter().rev().collect()
+        };
+        let waiting = firsts(&|d| matches!(d.place, Place::Waiting(_)));
+        let parked = firsts(&|d| d.place == Place::Parked);
+        let dead = firsts(&|d| dead_blocks && d.is_dead());
+        let mut known = BTreeSet::new();
+        let keys = waiting.keys().chain(parked.keys()).chain(dead.keys()).filter(|key| known.insert(**key));
+        let by = |key: &OrderKey| BlockedKey {
+            key: *key,
+            is_waiting: waiting.contains_key(key),
+            parked: parked.get(key).copied(),
+            dead: dead.get(key).copied(),
+        };
+        keys.take(limit).map(by).collect()
     }
 
     pub(super) fn parked(&self, hook: HookId, key: OrderKey, limit: usize) -> Vec<OwedRow> {

@@ -80,8 +80,8 @@ impl Partition for ModelStore {
         self.answer(move |s| s.waiting(hook, now, limit))
     }
 
-    fn blocked_keys(&self, hook: HookId, limit: usize) -> Answer<'_, Vec<OrderKey>> {
-        self.answer(move |s| s.blocked_keys(hook, limit))
+    fn blocked_keys(&self, hook: HookId, dead_blocks: bool, limit: usize) -> Answer<'_, Vec<BlockedKey>> {
+        self.answer(move |s| s.blocked_keys(hook, dead_blocks, limit))
     }
 
     fn parked(&self, hook: HookId, key: OrderKey, limit: usize) -> Answer<'_, Vec<OwedRow>> {

@@ -115,13 +115,14 @@ impl State {
     fn reopen(&mut self, hook: HookId, pos: Pos) {
         let Some(event) = self.events.get(&pos).cloned() else { return };
         let now = self.now();
-        match self.deliveries.get_mut(&(hook, pos)) {
-            Some(delivery) => delivery.reopen(now),
-            None => {
-                if let Some(sub) = self.wanted_by(hook, &event) {
-                    self.owe(hook, &event, sub, now);
-                }
-            }
+        if !self.deliveries.contains_key(&(hook, pos))
+            && let Some(sub) = self.wanted_by(hook, &event)
+        {
+            self.owe(hook, &event, sub, now);
+        }
+        let is_ordered = self.hooks[&hook].definition.is_ordered;
+        if let Some(delivery) = self.deliveries.get_mut(&(hook, pos)) {
+            delivery.reopen(now, is_ordered);
         }
         self.touch(hook);
         self.tell(News::Changed { hook, from: pos });

@@ -161,7 +161,8 @@ impl State {
             self.owe(target.hook, event, target.sub, event.at);
         }
         if targets.len() > INLINE_TARGETS_MAX {
-            targets.iter().for_each(|t| self.tell(News::Changed { hook: t.hook, from: event.id.pos }));
+            let (pos, event) = (event.id.pos, Some(event.clone()));
+            self.tell(News::Late { pos, event, targets: targets.into_iter().collect() });
         } else {
             self.tell(News::Owed {
                 pos: event.id.pos,
@@ -298,7 +299,7 @@ impl State {
             let now = self.now();
             for event in events {
                 self.owe(hook, &event, id, now);
-                self.tell(News::Changed { hook, from: event.id.pos });
+                self.tell(News::Added { hook, from: event.id.pos });
             }
         }
     }

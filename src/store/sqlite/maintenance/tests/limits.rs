@@ -6,6 +6,7 @@ use super::{
     super::{
         super::{
             effects::{Effects, Progress, STEP_ROWS_MAX, Step},
+            rows::Epochs,
             tests::Everything,
         },
         Rounds,
@@ -31,7 +32,8 @@ fn removed_by_steps(place: &Place, limits: &StoreLimits, now: StoreTime) -> Vec<
         let mut effects = Effects::default();
         let wall = k8s_openapi::jiff::Timestamp::from_millisecond(BEGIN_MS).unwrap();
         let next = Pos(1 << 20);
-        let mut step = Step { tx: &db, router: &router, now, wall, limits, next, effects: &mut effects };
+        let epochs = &Epochs::first();
+        let mut step = Step { tx: &db, router: &router, now, wall, limits, next, epochs, effects: &mut effects };
         let progress = rounds.step(&mut step, &|_| 0).unwrap();
         removed.push(before - left());
         if matches!(progress, Progress::Idle(_)) {

@@ -26,6 +26,9 @@ async fn no_question_of_upkeep_scans_a_table_or_sorts() {
     }
     for sql in [
         scans::NEXT_FAN,
+        scans::FAN_OF_KEY,
+        scans::FIRST_FAN_OF_KEY,
+        scans::END_FAN,
         scans::NEXT_BACKFILL,
         replay::NEXT_REPLAY,
         replay::ALL_DEAD,

@@ -1,7 +1,10 @@
 //! Fan-out, backfill, expiry and the limit of a backlog.
 
 use super::{
-    super::super::{effects::Effects, register, rows, tally as counters, tests::Everything},
+    super::{
+        super::{effects::Effects, register, rows, tally as counters, tests::Everything},
+        scans,
+    },
     *,
 };
 use crate::store::{From, News, Router, StoreLimits, SubDefinition};
@@ -21,6 +24,7 @@ fn step_by_hand(place: &Place, is_committed: bool) -> Effects {
         wall: rows::timestamp(BEGIN_MS),
         limits: &limits,
         next: Pos(2),
+        epochs: &rows::Epochs::first(),
         effects: &mut effects,
     };
     super::super::Rounds::default().step(&mut step, &|_| 0).unwrap();
@@ -55,21 +59,77 @@ async fn a_fan_out_goes_on_where_it_was_interrupted_and_owes_each_delivery_once(
     step_by_hand(&place, false);
     assert_eq!(owed(), 0, "a step that is rolled back was never begun");
     let effects = step_by_hand(&place, true);
-    assert_eq!((owed(), effects.totals.routed), (256, 256));
-    assert!(matches!(effects.news[..], [News::Changed { hook: HookId(1), from: Pos(1) }, ..]));
-    assert_eq!(effects.news.len(), 256);
+    let rows = scans::FAN_ROWS_MAX;
+    assert_eq!((owed(), effects.totals.routed), (64, 64));
+    let [News::Late { pos: Pos(1), event: Some(event), targets }] = &effects.news[..] else { panic!() };
+    assert_eq!((event.id.pos, targets.len(), targets[0].hook), (Pos(1), rows, HookId(1)));
 
     let (store, mut news) = place.open();
     until(&store, "300 owed", async || store.totals().await.unwrap().pending == 300).await;
     settle(&store).await;
     assert_eq!(check_totals(&store).await.routed, 300);
-    for _ in 0..44 {
-        assert!(matches!(news.try_recv(), Ok(News::Changed { hook, from: Pos(1) }) if hook.0 > 256));
+    let mut told = Vec::new();
+    while let Ok(News::Late { pos: Pos(1), event: Some(_), targets }) = news.try_recv() {
+        told.extend(targets.iter().map(|target| target.hook.0));
     }
+    assert_eq!(told, (65..=300).collect::<Vec<_>>(), "each once, and none that was told before the restart");
     for hook in 1..=300 {
         assert_eq!(store.owed(HookId(hook), Pos(0), 5).await.unwrap().rows.len(), 1);
     }
     assert_eq!(database.query_row("SELECT count(*) FROM scan", [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn of_one_ordering_key_one_event_at_a_time_has_its_fan_out() {
+    let place = Place::new();
+    let (store, _news) = place.open();
+    let names: Vec<String> = (0..100).map(|n| format!("hook-{n}")).collect();
+    let changes = names.iter().flat_map(|name| [Register::Hook(hook(name, true)), Register::Sub(sub(name, name))]);
+    register_all(&store, changes.collect()).await;
+    store.close().await.unwrap();
+    drop(store);
+    let database = place.database();
+    let keyed = |key: &str| (1, Some(rows::order_key(key)));
+    let begin = |pos, of| scans::begin_fan_out(&database, Pos(pos), of, (StoreTime(0), 0)).unwrap();
+    let ready = || {
+        let mut select = database.prepare("SELECT first FROM scan WHERE state = 0 ORDER BY first").unwrap();
+        select.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<Vec<i64>>>().unwrap()
+    };
+    for (pos, of) in
+        [(1, keyed("a")), (2, keyed("a")), (3, keyed("b")), (4, (1, None)), (5, (2, keyed("a").1)), (6, keyed("a"))]
+    {
+        begin(pos, of);
+    }
+    assert_eq!(ready(), [1, 3, 4, 5], "keys of another namespace are other keys");
+    assert!(scans::stands_behind_fan_out(&database, 1, rows::order_key("b")).unwrap());
+    assert!(!scans::stands_behind_fan_out(&database, 2, rows::order_key("b")).unwrap());
+    for (ended, left) in [(2, vec![1, 3, 4, 5]), (1, vec![3, 4, 5, 6]), (4, vec![3, 5, 6]), (6, vec![3, 5])] {
+        scans::end_fan_out(&database, ended).unwrap();
+        assert_eq!(ready(), left, "after {ended}");
+    }
+}
+
+/// The writer goes on with the next event of a key in the same step.
+#[tokio::test]
+async fn events_that_stood_behind_a_fan_out_are_routed_in_their_order_many_in_a_step() {
+    let place = Place::new();
+    let (store, _news) = place.open();
+    let hooks: Vec<String> = (0..65).map(|n| format!("hook-{n}")).collect();
+    let changes = hooks.iter().flat_map(|name| [Register::Hook(hook(name, true)), Register::Sub(sub(name, name))]);
+    register_all(&store, changes.collect()).await;
+    let mut keyed = event("1");
+    keyed.head.key = Some("k".into());
+    let mut all = accept_all(&store, vec![keyed.clone(); 20]).await;
+    let store = reopened(&place, store);
+    all.extend(accept_all(&store, vec![keyed; 20]).await);
+    until(&store, "all are routed", async || store.totals().await.unwrap().pending == 40 * 65).await;
+    for id in 1..=65 {
+        let rows = store.owed(HookId(id), Pos(0), 99).await.unwrap().rows;
+        assert_eq!(rows.iter().map(|row| row.pos).collect::<Vec<_>>(), all);
+    }
+    settle(&store).await;
+    assert_eq!(check_totals(&store).await.routed, 40 * 65);
+    assert_eq!(place.database().query_row("SELECT count(*) FROM scan", [], |row| row.get::<_, i64>(0)).unwrap(), 0);
 }
 
 #[tokio::test]
