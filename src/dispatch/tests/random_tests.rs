@@ -214,6 +214,8 @@ fn play_with_dead_that_block(history: &History) -> Sim {
         }
     }
     is_well.set(true);
+    // What was on its way before may still fail, and die.
+    sim.run_for(1_000);
     for _ in 0..10_000 {
         sim.run_for(50);
         sim.route_one();

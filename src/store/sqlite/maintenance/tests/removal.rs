@@ -37,6 +37,26 @@ async fn retention_takes_what_has_ended_and_never_what_is_owed_waits_or_is_dead(
 }
 
 #[tokio::test]
+async fn a_dead_delivery_whose_time_is_over_blocks_its_key_no_longer_and_the_dispatcher_hears_of_it() {
+    let place = Place::new();
+    let (store, mut news) = place.open();
+    let hook = register(&store, "one", true).await;
+    let mut keyed = event("1");
+    keyed.head.key = Some("k".into());
+    let pos = accept(&store, keyed).await.pos;
+    record(&store, vec![dead(hook, pos)]).await;
+    assert_eq!(store.blocked_keys(hook, true, 9).await.unwrap()[0].dead, Some(pos));
+    settle(&store).await;
+    while news.try_recv().is_ok() {}
+    pass(&place, 31 * DAY_MS);
+    until(&store, "the dead one is over", async || store.totals().await.unwrap().dead == 0).await;
+    settle(&store).await;
+    assert_eq!(store.blocked_keys(hook, true, 9).await.unwrap(), []);
+    assert!(matches!(news.try_recv(), Ok(crate::store::News::Changed { hook: of, from }) if (of, from) == (hook, pos)));
+    check_totals(&store).await;
+}
+
+#[tokio::test]
 async fn a_dismissed_card_discards_its_delivery_once() {
     let place = Place::new();
     let (store, _news) = place.open();
