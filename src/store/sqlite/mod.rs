@@ -42,6 +42,7 @@ mod writer;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fs::File,
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
     time::Duration,
@@ -91,6 +92,8 @@ pub struct SqliteStore {
     /// For everybody else.
     questions: Readers,
     thread: Option<JoinHandle<()>>,
+    /// See [`volume::hold_index`].
+    _index: File,
     /// Holds the lock for as long as anything of the store is open: dropped last.
     _database: Database,
 }
@@ -120,7 +123,7 @@ impl SqliteStore {
         for db in [&opened.db, &copier] {
             volume::grow_in_chunks(db, limits.size_bytes).map_err(&fail)?;
         }
-        volume::zero_log(&config.folder, limits.size_bytes).map_err(io_fail)?;
+        let index = volume::begin_log(&config.folder, limits.size_bytes).map_err(io_fail)?;
         let checkpointer = Checkpointer::start(copier, limits.size_bytes).map_err(io_fail)?;
         let store_id = Arc::from(opened.store_id);
         let epochs = Arc::new(opened.epochs);
@@ -168,7 +171,8 @@ impl SqliteStore {
         writer.look_at_volume().map_err(&fail)?;
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());
         let thread = Some(thread.map_err(io_fail)?);
-        Ok(Arc::new(Self { shared, store_id, epochs, refills, questions, thread, _database: opened.database }))
+        let (_index, _database) = (index, opened.database);
+        Ok(Arc::new(Self { shared, store_id, epochs, refills, questions, thread, _index, _database }))
     }
 
     /// The random id of this store, given at its birth.

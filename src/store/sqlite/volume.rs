@@ -4,7 +4,8 @@
 //! The database grows in chunks that the file system gives before they are needed:
 //! at least [`AHEAD_BYTES`] more than is in use, so what is in the log can be copied
 //! though the volume is full. The log begins with zeros where its first
-//! transactions will be. Events are accepted as long as that is so, and as long as
+//! transactions will be. The log's index, which is memory on a file, is given whole:
+//! a page of it for which there is no block ends the process with SIGBUS. Events are accepted as long as that is so, and as long as
 //! the volume has room for the log to become as long as it may: then outcomes and
 //! what the store does by itself have room when others have taken the rest.
 //!
@@ -18,6 +19,7 @@ use std::{
 };
 
 use rusqlite::{Connection, FileControl, MAIN_DB, ffi};
+use rustix::fs::FallocateFlags;
 
 use super::{
     checkpoint::{TRANSACTION_LOG_BYTES, full_bytes},
@@ -36,6 +38,9 @@ const CHUNK_BYTES: (u64, u64) = (64 * 1024, 8 * 1024 * 1024);
 const LOG_ZEROED_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes of them at once.
 const ZEROS_BYTES: usize = 64 * 1024;
+/// The index of the log grows by so many bytes for so many pages.
+const INDEX_PART_BYTES: u64 = 32 * 1024;
+const INDEX_PART_PAGES: u64 = 4096;
 /// Bytes of the volume for the index of the log, and for what the file system needs
 /// itself.
 const SPARE_BYTES: u64 = 1024 * 1024;
@@ -200,6 +205,29 @@ pub(super) fn zero_log(folder: &Path, size_bytes: u64) -> io::Result<()> {
         left -= count as u64;
     }
     File::sync_all(&log)
+}
+
+/// Makes the files of the log as they shall be; gives what [`hold_index`] does.
+pub(super) fn begin_log(folder: &Path, size_bytes: u64) -> io::Result<File> {
+    zero_log(folder, size_bytes)?;
+    hold_index(folder, size_bytes)
+}
+
+/// Has the file system give the index of the log as much as it will ever need.
+/// SQLite itself touches one byte of each 4 KiB, which is too little where blocks
+/// are smaller.
+///
+/// The file has to be kept until no connection of this process is open: to close it
+/// gives up every lock that the process has on the index.
+pub(super) fn hold_index(folder: &Path, size_bytes: u64) -> io::Result<File> {
+    let index = OpenOptions::new().read(true).write(true).open(folder.join(format!("{DATABASE_FILE}-shm")))?;
+    let pages = (full_bytes(size_bytes) + TRANSACTION_LOG_BYTES) / PAGE_BYTES;
+    // The first part tells of fewer pages than the others: one part more.
+    let bytes = (pages / INDEX_PART_PAGES + 2) * INDEX_PART_BYTES;
+    if let Err(error) = rustix::fs::fallocate(&index, FallocateFlags::empty(), 0, bytes) {
+        tracing::debug!(error = %error, "the file system gives nothing ahead for the index of the log");
+    }
+    Ok(index)
 }
 
 fn length(file: &Path) -> u64 {
