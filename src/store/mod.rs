@@ -85,6 +85,14 @@ pub trait Ingest: Send + Sync {
 /// Keeps the Deliveries of a partition. Any call may answer
 /// [`StoreError::Fenced`]: the partition is another's now, and everything of it
 /// is dropped without another attempt.
+///
+/// # Guarantees
+/// What an answer of [`owed`](Self::owed), [`waiting`](Self::waiting),
+/// [`blocked_keys`](Self::blocked_keys) or [`parked`](Self::parked) shows of a
+/// change that [`News::Late`], [`News::Added`] or [`News::Changed`] tells of was
+/// told before the answer is given. Whoever takes news before answers misses no row
+/// at a position that he has read past, and takes nothing for the first of its key
+/// because an older one has died.
 pub trait Partition: Send + Sync {
     /// Makes hooks and Subscriptions known, or gone; durable when it returns.
     ///
@@ -103,11 +111,6 @@ pub trait Partition: Send + Sync {
     fn namespaces(&self) -> Answer<'_, Vec<KnownNamespace>>;
 
     /// Owed Deliveries of a hook behind `after`, in order. Reads what is durable.
-    ///
-    /// # Guarantees
-    /// What the page shows of a change that [`News::Late`], [`News::Added`] or
-    /// [`News::Changed`] tells of was told before the page is given. Whoever takes news before
-    /// answers misses no row at a position that he has read past.
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage>;
 
     /// Deliveries of a hook whose retry is due, earliest first.

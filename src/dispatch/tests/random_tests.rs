@@ -205,7 +205,8 @@ fn play_with_dead_that_block(history: &History) -> Sim {
             (7 | 8, Some((hook, pos))) => sim.reopen(hook.0, pos),
             (9, _) if history.has_crashes => sim.crash(),
             (10, _) => {
-                let parked: Vec<_> = sim.store.parked.keys().copied().collect();
+                // What was answered is over, whatever the store says of its age.
+                let parked: Vec<_> = sim.store.parked.keys().filter(|at| !sim.is_tried(at)).copied().collect();
                 if let Some((hook, pos)) = parked.get(usize::from(*number) % parked.len().max(1)) {
                     sim.expire(*hook, *pos);
                 }

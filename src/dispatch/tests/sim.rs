@@ -216,6 +216,11 @@ impl Sim {
         self.tell(News::Changed { hook: HookId(hook), from: pos });
     }
 
+    /// Whether an attempt runs, or its outcome is not committed.
+    pub(super) fn is_tried(&self, at: &(HookId, Pos)) -> bool {
+        self.flying.contains(at) || self.in_air.contains_key(at)
+    }
+
     /// A pending Delivery is owed for too long.
     pub(super) fn expire(&mut self, hook: HookId, pos: Pos) {
         let at = (hook, pos);
@@ -298,7 +303,7 @@ impl Sim {
             Happening::Read(hook, serial, question) => {
                 let reply = self.store.answer(hook, &question);
                 let mut at = self.now + self.rng.random_range(0..=self.store_ms);
-                if matches!(question, Question::Owed { .. } | Question::Probe { .. }) {
+                if !matches!(question, Question::Bodies { .. }) {
                     // What it shows was told before.
                     at = at.max(self.last_change);
                 }

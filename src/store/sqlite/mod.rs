@@ -191,6 +191,20 @@ impl SqliteStore {
         }
     }
 
+    /// An answer to the dispatcher: not before the news of what it shows.
+    fn read_told<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Answer<'_, T> {
+        let answer = self.read(&self.refills, query);
+        async move {
+            let answer = answer.await?;
+            self.shared.told.caught_up().await;
+            Ok(answer)
+        }
+        .boxed()
+    }
+
     fn command<T: Send + 'static>(
         &self,
         make: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
@@ -274,25 +288,19 @@ impl Partition for SqliteStore {
     }
 
     fn owed(&self, hook: HookId, after: Pos, limit: usize) -> Answer<'_, OwedPage> {
-        let page = self.read(&self.refills, move |db| read::owed(db, hook, after, limit));
-        async move {
-            let page = page.await?;
-            self.shared.told.caught_up().await;
-            Ok(page)
-        }
-        .boxed()
+        self.read_told(move |db| read::owed(db, hook, after, limit))
     }
 
     fn waiting(&self, hook: HookId, now: StoreTime, limit: usize) -> Answer<'_, WaitingPage> {
-        self.read(&self.refills, move |db| read::waiting(db, hook, now, limit))
+        self.read_told(move |db| read::waiting(db, hook, now, limit))
     }
 
     fn blocked_keys(&self, hook: HookId, dead_blocks: bool, limit: usize) -> Answer<'_, Vec<BlockedKey>> {
-        self.read(&self.refills, move |db| read::blocked_keys(db, hook, dead_blocks, limit))
+        self.read_told(move |db| read::blocked_keys(db, hook, dead_blocks, limit))
     }
 
     fn parked(&self, hook: HookId, key: OrderKey, limit: usize) -> Answer<'_, Vec<OwedRow>> {
-        self.read(&self.refills, move |db| read::parked(db, hook, key, limit))
+        self.read_told(move |db| read::parked(db, hook, key, limit))
     }
 
     fn bodies(&self, positions: Vec<Pos>) -> Answer<'_, Vec<StoredEvent>> {
