@@ -92,7 +92,7 @@ pub struct SqliteStore {
     /// For everybody else.
     questions: Readers,
     thread: Option<JoinHandle<()>>,
-    /// See [`volume::hold_index`].
+    /// See [`volume::begin_log`].
     _index: File,
     /// Holds the lock for as long as anything of the store is open: dropped last.
     _database: Database,

@@ -5,9 +5,10 @@
 //! at least [`AHEAD_BYTES`] more than is in use, so what is in the log can be copied
 //! though the volume is full. The log begins with zeros where its first
 //! transactions will be. The log's index, which is memory on a file, is given whole:
-//! a page of it for which there is no block ends the process with SIGBUS. Events are accepted as long as that is so, and as long as
-//! the volume has room for the log to become as long as it may: then outcomes and
-//! what the store does by itself have room when others have taken the rest.
+//! a page of it for which there is no block ends the process with SIGBUS. Events are
+//! accepted as long as that is so, and as long as the volume has room for the log to
+//! become as long as it may: then outcomes and what the store does by itself have
+//! room when others have taken the rest.
 //!
 //! # When there is no room all the same
 //! See [`super::stuck`].
@@ -191,7 +192,7 @@ pub(super) fn grow_in_chunks(db: &Connection, size_bytes: u64) -> rusqlite::Resu
 /// Gives the log, which is empty, zeros for its first transactions. Recovery ends
 /// where a frame does not belong to the log, so zeros mean nothing to it. They are
 /// overwritten in place: a commit changes no size of a file and needs no room.
-pub(super) fn zero_log(folder: &Path, size_bytes: u64) -> io::Result<()> {
+fn zero_log(folder: &Path, size_bytes: u64) -> io::Result<()> {
     let mut log = OpenOptions::new().append(true).open(folder.join(format!("{DATABASE_FILE}-wal")))?;
     let zeros = vec![0; ZEROS_BYTES];
     let mut left = LOG_ZEROED_BYTES.min(size_bytes);
@@ -207,7 +208,8 @@ pub(super) fn zero_log(folder: &Path, size_bytes: u64) -> io::Result<()> {
     File::sync_all(&log)
 }
 
-/// Makes the files of the log as they shall be; gives what [`hold_index`] does.
+/// Makes the files of the log as they shall be; gives the index, which is to be kept
+/// as [`hold_index`] says.
 pub(super) fn begin_log(folder: &Path, size_bytes: u64) -> io::Result<File> {
     zero_log(folder, size_bytes)?;
     hold_index(folder, size_bytes)
@@ -219,7 +221,7 @@ pub(super) fn begin_log(folder: &Path, size_bytes: u64) -> io::Result<File> {
 ///
 /// The file has to be kept until no connection of this process is open: to close it
 /// gives up every lock that the process has on the index.
-pub(super) fn hold_index(folder: &Path, size_bytes: u64) -> io::Result<File> {
+fn hold_index(folder: &Path, size_bytes: u64) -> io::Result<File> {
     let index = OpenOptions::new().read(true).write(true).open(folder.join(format!("{DATABASE_FILE}-shm")))?;
     let pages = (full_bytes(size_bytes) + TRANSACTION_LOG_BYTES) / PAGE_BYTES;
     // The first part tells of fewer pages than the others: one part more.
@@ -325,6 +327,24 @@ mod tests {
         check(1024 * MIB, 0, 32 * MIB);
         check(1024 * MIB, 3 * MIB, 40 * MIB);
         check(1024 * MIB, 8 * MIB, 40 * MIB);
+    }
+
+    #[test]
+    fn the_index_of_the_log_has_its_blocks_from_the_begin() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        let database = super::super::open::lock(folder.path()).unwrap();
+        let db = database.writer().unwrap();
+        db.execute_batch("CREATE TABLE t (x)").unwrap();
+        let index = hold_index(folder.path(), 10_240 * MIB).unwrap();
+        let found = index.metadata().unwrap();
+        // 264 MiB of log.
+        assert_eq!(found.len(), 10 * INDEX_PART_BYTES);
+        assert!(found.blocks() * 512 >= found.len(), "{} blocks", found.blocks());
+        db.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+        let reader = database.reader().unwrap();
+        assert_eq!(reader.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)), Ok(1));
+        drop((reader, db, index));
     }
 
     #[test]
