@@ -51,6 +51,16 @@ async fn a_store_whose_structure_is_damaged_is_refused() {
 }
 
 #[tokio::test]
+async fn a_schema_with_a_column_of_another_name_is_found() {
+    let folder = TempDir::new().unwrap();
+    damage::store_with(folder.path(), 4).await;
+    damage::rename_column(folder.path());
+    assert!(writer::open(folder.path(), SIZE_BYTES).is_err());
+    let problems = verify(&damage::database(folder.path())).unwrap().problems;
+    assert!(matches!(problems[..], [Problem::Structure(_)]), "{problems:?}");
+}
+
+#[tokio::test]
 async fn a_store_that_another_process_has_is_refused_until_that_ends() {
     let folder = TempDir::new().unwrap();
     let writer = Writer::start(folder.path(), Plan::default());

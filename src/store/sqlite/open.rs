@@ -44,7 +44,7 @@ pub const ACCEPT_NEW: &str = crate::api::ACCEPT_NEW_STORE;
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// From each version of the schema to the next; the first makes it from nothing.
-const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
+pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
 /// Name of the database in the folder of a store.
 pub const DATABASE_FILE: &str = "store.db";
 const LOCK_FILE: &str = "store.lock";

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags, Result};
 use super::{
     effects::BUCKET_SHIFT,
     maintenance::EVENT_BYTES,
-    open::{SCHEMA_VERSION, meta},
+    open::{MIGRATIONS, SCHEMA_VERSION, meta},
     rows::{Epochs, damaged},
     tally::{Ledger, discarded_key},
 };
@@ -125,6 +125,10 @@ pub(super) fn verify_database(db: &Connection) -> Result<Verification> {
         found.problems.push(Problem::Schema(found.schema));
         return Ok(found);
     }
+    if schema(&snapshot)? != expected_schema()? {
+        found.problems.push(Problem::Structure("the text of the schema is another one".to_owned()));
+        return Ok(found);
+    }
     count(&snapshot, &mut found)?;
     check_events(&snapshot, &epochs, &mut found)?;
     check_deliveries(&snapshot, &mut found)?;
@@ -165,6 +169,22 @@ fn identity(db: &Connection, found: &mut Verification) -> Result<Option<Epochs>>
     found.pool = meta(db, "pool")?.unwrap_or_default();
     found.store_id = meta(db, "store")?.unwrap_or_default();
     Ok(Some(epochs))
+}
+
+/// Names of tables and indexes, and how they were made. SQLite finds no fault with a
+/// column of another name, and a store would not open on it.
+fn schema(db: &Connection) -> Result<Vec<(String, Option<String>)>> {
+    let mut select = db.prepare("SELECT name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY name")?;
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
+}
+
+fn expected_schema() -> Result<Vec<(String, Option<String>)>> {
+    let db = Connection::open_in_memory()?;
+    for migration in MIGRATIONS {
+        db.execute_batch(migration)?;
+    }
+    schema(&db)
 }
 
 fn number(db: &Connection, query: &str) -> Result<u64> {

@@ -48,6 +48,15 @@ pub fn flip_bit_of(folder: &Path, n: usize) {
     fs::write(database(folder), bytes).unwrap();
 }
 
+/// Gives a column of the database another name, by one bit.
+pub fn rename_column(folder: &Path) {
+    let mut bytes = pages(folder);
+    let name = b"first_bucket INTEGER";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    bytes[at] ^= 4;
+    fs::write(database(folder), bytes).unwrap();
+}
+
 /// Overwrites a page with bytes that are no page.
 pub fn garble_page(folder: &Path, page: usize, from: usize) {
     let mut bytes = pages(folder);
