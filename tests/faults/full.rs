@@ -36,7 +36,7 @@ const BATCH: usize = 200;
 const HOOKS: usize = 12;
 
 /// Within this time a store goes on when there is room.
-const RECOVER_MAX: Duration = Duration::from_secs(20);
+const RECOVER_MAX: Duration = Duration::from_secs(60);
 
 /// An event goes to the Webhook that its type names.
 #[derive(Default)]

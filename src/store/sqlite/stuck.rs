@@ -122,8 +122,10 @@ impl Writer {
             self.checkpointer.empty(&self.db)?;
         }
         self.look_at_volume()?;
-        self.sync_mode(true)?;
+        // As ever, nobody waits for outcomes, but for the last.
+        self.sync_mode(is_last)?;
         let failed = self.outcomes_alone(&mut work)?;
+        self.sync_mode(is_last || !work.commands.is_empty())?;
         let failed = self.commands_alone(&mut work)?.or(failed);
         let failed = self.upkeep_alone()?.or(failed);
         self.shared.queue.put_back(work);
