@@ -19,8 +19,9 @@ use crate::store::HookId;
 
 /// Attempts that one step starts, but for the rest of a hook's turn.
 pub(super) const STARTS_MAX: u64 = 32;
-/// Attempts at once of hooks that have nothing but Deliveries of fan-outs.
-pub(super) const LATE_IN_FLIGHT_MAX: usize = IN_FLIGHT_MAX / 4 * 3;
+/// Attempts at once of hooks that have nothing but Deliveries of fan-outs: what is
+/// started all at once stands in line for the processor, and everybody behind it.
+pub(super) const LATE_IN_FLIGHT_MAX: usize = IN_FLIGHT_MAX / 4;
 /// While hooks of both rings wait, one turn of so many is for late ones.
 const LATE_SHARE: u32 = 4;
 /// A hook may have this part of the places that live ones leave free, and that
