@@ -217,7 +217,8 @@ impl Inner {
         at: Timestamp,
         left: Duration,
     ) -> Made {
-        let composed = match self.composer.compose(&job.webhook, prepared, &job.event, shape, at) {
+        let compose = || self.composer.compose(&job.webhook, prepared, &job.event, shape, at);
+        let composed = match compose() {
             Ok(composed) => composed,
             Err(not_made) => return told(not_made),
         };
@@ -231,7 +232,11 @@ impl Inner {
         {
             return (ended(answer), None);
         }
-        let head = head.unwrap_or_else(|| self.head_again(job, prepared, destination, shape, at));
+        // A failure that would not have been kept as a success: made of the same at
+        // the same time, its request has the same headers.
+        let head = head.unwrap_or_else(|| {
+            Head::new(destination, &compose().map(|again| again.request.headers).unwrap_or_default())
+        });
         match answer {
             Ok(answer) => {
                 if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
@@ -258,21 +263,6 @@ impl Inner {
     fn samples(&self, prepared: &Prepared) -> bool {
         let now_us = i64::try_from(self.begin.elapsed().as_micros()).unwrap_or(i64::MAX);
         prepared.sampled.take(OF_WEBHOOK, now_us) && self.sampled.take(OF_POD, now_us)
-    }
-
-    /// The request of a failure that would not have been kept as a success: made
-    /// of the same at the same time, it has the same headers.
-    fn head_again(
-        &self,
-        job: &AttemptJob,
-        prepared: &Prepared,
-        destination: &Destination,
-        shape: Shape,
-        at: Timestamp,
-    ) -> Head {
-        let composed = self.composer.compose(&job.webhook, prepared, &job.event, shape, at);
-        let headers = composed.map(|composed| composed.request.headers).unwrap_or_default();
-        Head::new(destination, &headers)
     }
 
     fn lock(&self) -> MutexGuard<'_, Recent<Arc<str>, Kept>> {
