@@ -466,6 +466,17 @@ mod tests {
     }
 
     #[test]
+    fn the_writer_takes_a_batch_no_sooner_than_it_has_rested() {
+        let queue = Queue::default();
+        drop(queue.accept(Vec::new(), false).unwrap());
+        let begin = clock::monotonic();
+        let mut taking = Taking { batches_at: begin.checked_sub(BATCHES_WAIT_MAX), ..Taking::default() };
+        let most = TransactionMost { outcomes: 1, batch_bytes: 1_000_000, steps: 1 };
+        assert_eq!(queue.take(&mut taking, Duration::ZERO, most).batches.len(), 1);
+        assert!(clock::monotonic() - begin >= BATCHES_WAIT_MAX);
+    }
+
+    #[test]
     fn people_and_full_transactions_wait_for_no_pause() {
         let batch = |bytes| Batch { events: Vec::new(), bytes, verdict: None, reply: oneshot::channel().0 };
         let most = TransactionMost { outcomes: 1, batch_bytes: 1_000_000, steps: 1 };

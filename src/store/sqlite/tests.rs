@@ -670,3 +670,18 @@ async fn no_hot_query_scans_a_table_or_sorts() {
     check("SELECT id FROM attempt WHERE bucket = ?1 AND hook = ?2 AND id < ?3 ORDER BY id DESC LIMIT ?4");
     check("SELECT id FROM answer WHERE hook = ?1 AND ok = 1 ORDER BY id DESC LIMIT 1 OFFSET ?2");
 }
+
+#[test]
+fn a_statement_is_compiled_once_whatever_is_compared_with_the_condition_of_an_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = open::lock(folder.path()).unwrap();
+    let writer = database.writer().unwrap();
+    writer.execute_batch("CREATE TABLE t (a, b); CREATE INDEX i ON t (a) WHERE b = 1").unwrap();
+    for db in [&database.reader().unwrap(), &writer] {
+        let mut select = db.prepare("SELECT count(*) FROM t WHERE a > 0 AND b = ?1").unwrap();
+        for value in 0..5 {
+            select.query_row([value], |_| Ok(())).unwrap();
+        }
+        assert_eq!(select.get_status(rusqlite::StatementStatus::RePrepare), 0);
+    }
+}
