@@ -44,7 +44,7 @@ image: ## Build the container image (an archive, without Docker).
 	@scripts/image.sh
 
 .PHONY: faults
-faults: ## The long forms of the fault tests, with a report: some 40 minutes. TESTS=name runs some.
+faults: ## The long forms of the fault tests, with a report; takes long. TESTS=name runs some.
 	@scripts/faults.sh
 
 .PHONY: bench

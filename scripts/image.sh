@@ -32,7 +32,7 @@ pack() {
 }
 
 toolchains
-step "Compiling posthorn for the image (about 6 minutes the first time on 2 cores)" compile
+step "Compiling posthorn for the image (this takes minutes)" compile
 step "Packing the image $IMAGE" pack
 bytes=$(stat -c %s "$ARCHIVE")
 [ "$bytes" -le "$BYTES_MAX" ] || die "the image has $bytes bytes, at most $BYTES_MAX are allowed"

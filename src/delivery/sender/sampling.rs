@@ -1,6 +1,6 @@
 //! Of which successes the full detail is kept: of all that a Webhook has in usual
 //! traffic, of some a second under load, where 50 of them would last for
-//! milliseconds and cost a third of the store's work. See docs/decisions/0006.
+//! milliseconds and cost a fifth of the store's time. See docs/decisions/0006.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
