@@ -31,7 +31,7 @@ pub async fn raw(settings: &Settings, report: &mut Report) -> f64 {
         let start = Instant::now();
         let receiver = Receiver::start(start, NOTHING).await;
         let outcome = Arc::new(Outcome::default());
-        let plan = Plan { address: receiver.address, signs: true, ..Plan::new(0, "ok") };
+        let plan = Plan { address: receiver.address, signs: true, connections: settings.connections, ..Plan::new(0, "ok") };
         let tasks = publish(plan, Pace::Closed, start, Arc::clone(&outcome));
         let window = settings.window().min(Duration::from_secs(20));
         tokio::time::sleep(window / 10).await;
@@ -81,7 +81,8 @@ pub async fn single(settings: &Settings, report: &mut Report, raw: f64) {
         [Hook { delivery: serde_json::json!({"concurrency": 64}), ..Hook::new("one", "/ok/one", "order.paid") }];
     let bench = Bench::start(settings, NOTHING, &hooks, plain_pool()).await;
     bench.warm_up(settings.warm_up, bench.plan()).await;
-    let measured = rounds(settings, &bench, &bench.plan(), None).await;
+    let plan = Plan { connections: settings.connections, ..bench.plan() };
+    let measured = rounds(settings, &bench, &plan, std::env::var("AHEAD").ok().map(|n| n.parse().unwrap())).await;
     tell(report, "one Webhook, one event a request, no publishers' ids", "≥ 0.22 × raw · ≤ 80 µs", raw, &measured);
 }
 
@@ -93,10 +94,11 @@ pub async fn many(settings: &Settings, report: &mut Report, raw: f64) {
         // Spread without order, and never the same id twice in a run.
         event_type: Arc::new(|n| format!("order.{}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15) % MANY)),
         id: Some(Arc::new(|_| format!("{:016x}", rand::random::<u64>()))),
+        connections: settings.connections,
         ..bench.plan()
     };
     bench.warm_up(settings.warm_up, plan.clone()).await;
-    let measured = rounds(settings, &bench, &plan, None).await;
+    let measured = rounds(settings, &bench, &plan, std::env::var("AHEAD").ok().map(|n| n.parse().unwrap())).await;
     tell(report, "10,000 Webhooks, random publishers' ids", "≥ 0.17 × raw · ≤ 100 µs", raw, &measured);
 }
 
@@ -119,7 +121,8 @@ pub async fn latency(settings: &Settings, report: &mut Report) {
         [Hook { delivery: serde_json::json!({"concurrency": 64}), ..Hook::new("one", "/ok/one", "order.paid") }];
     let bench = Bench::start(settings, LATENCIES, &hooks, plain_pool()).await;
     bench.warm_up(settings.warm_up, bench.plan()).await;
-    let most = measure(&bench, bench.plan(), Pace::Closed, settings.window()).await.rate;
+    let closed = Plan { connections: settings.connections, ..bench.plan() };
+    let most = measure(&bench, closed, Pace::Closed, settings.window()).await.rate;
     let (mut p50, mut p99) = (Vec::new(), Vec::new());
     for _ in 0..settings.rounds {
         bench.until_quiet().await;

@@ -39,7 +39,7 @@ use crate::{
     },
     runtime::{
         clock,
-        connections::{ServerOptions, Transport, serve_router},
+        connections::{ServerOptions, Transport, serve},
         health::{ComponentHealth, Health},
         metrics::MetricsRegistry,
         reachability::Reachability,
@@ -358,7 +358,7 @@ impl Base {
         };
         let router = api.with_store(states).router();
         let mut served = JoinSet::new();
-        served.spawn(serve_router(internal, router, options, self.shutdown.clone()));
+        served.spawn(serve(internal, router, options, self.shutdown.clone()));
         served
     }
 }

@@ -20,6 +20,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::{
     AttemptJob, DispatchMetrics, HookHealth, HookView,
     hook::{Closed, Hook, Item, Origin, Trust},
+    pace::Pace,
     questions::Question,
     turns::Rings,
 };
@@ -84,6 +85,7 @@ pub(super) struct Globals {
     pub(super) flights: HashMap<u64, Flight>,
     /// Of them: of hooks in the ring of late ones.
     pub(super) late_flights: usize,
+    pub(super) late_pace: Pace,
     pub(super) last_flight: u64,
     pub(super) last_serial: NonZeroU64,
     pub(super) suspects: usize,
@@ -108,7 +110,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(metrics: DispatchMetrics, chance: Box<dyn FnMut() -> f64 + Send>) -> Self {
+    pub(super) fn new(metrics: DispatchMetrics, chance: Box<dyn FnMut() -> f64 + Send>, processors: usize) -> Self {
         let globals = Globals {
             rings: Rings::default(),
             suspect_ring: VecDeque::new(),
@@ -117,6 +119,7 @@ impl Engine {
             timers: BTreeSet::new(),
             flights: HashMap::new(),
             late_flights: 0,
+            late_pace: Pace::new(processors),
             last_flight: 0,
             last_serial: NonZeroU64::MIN,
             suspects: 0,
@@ -265,7 +268,8 @@ impl Engine {
 
     /// When the next step is due though nothing comes in.
     pub(super) fn next_wake(&self) -> Option<StoreTime> {
-        self.globals.timers.first().map(|(at, _)| *at)
+        let timer = self.globals.timers.first().map(|(at, _)| *at);
+        [timer, self.next_late()].into_iter().flatten().min()
     }
 
     pub(super) fn take_actions(&mut self) -> Vec<Action> {
@@ -379,6 +383,7 @@ impl Globals {
         let (is_suspect, is_late) = (hook.trust == Trust::Suspect, hook.is_late());
         self.suspects += usize::from(is_suspect);
         self.late_flights += usize::from(is_late);
+        if is_late { self.late_pace.late_started() } else { self.late_pace.live_started(now.store) }
         self.last_flight += 1;
         hook.flying.push(row.pos);
         let (view, endpoint) = (hook.view, hook.endpoint);

@@ -14,6 +14,7 @@ mod health;
 mod hook;
 mod metrics;
 mod order;
+mod pace;
 mod questions;
 mod shell;
 mod turns;

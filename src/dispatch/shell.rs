@@ -1,6 +1,6 @@
 //! The dispatcher as a task: takes inputs, asks the engine, does what it says.
 
-use std::{fmt, num::NonZeroU64, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{fmt, num::{NonZeroU64, NonZeroUsize}, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use tokio::{
@@ -92,8 +92,9 @@ impl Dispatcher {
         let handle = DispatcherHandle { commands: send, health: Arc::clone(&health) };
         let recorded = store.recorded();
         let (notes, notes_done) = start_notes(Arc::clone(&store));
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let dispatcher = Self {
-            engine: Engine::new(metrics, chance),
+            engine: Engine::new(metrics, chance, processors),
             store,
             sender,
             news,

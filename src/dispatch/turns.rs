@@ -2,12 +2,14 @@
 //!
 //! Hooks with work stand in two rings: *late* those that have nothing but
 //! Deliveries of fan-outs, *live* all others. Late ones have every fourth turn
-//! while others wait, and not all of the places: an event for 5,000 hooks delays
-//! none that is for one. Within a ring each hook has its turn, with as many bytes
+//! while others wait, not all of the places, and start at a pace ([`Pace`]): an
+//! event for 5,000 hooks delays none that is for one. Within a ring each hook has its turn, with as many bytes
 //! as every other.
 //!
 //! A step starts few attempts. What was started gets the processor, and what
 //! comes in meanwhile is taken in, before the next one.
+//!
+//! [`Pace`]: super::pace::Pace
 
 use std::collections::VecDeque;
 
@@ -15,13 +17,12 @@ use super::{
     engine::{Engine, Globals, IN_FLIGHT_MAX, Now, SUSPECTS_MAX, UNRECORDED_MAX, plus},
     hook::{Hook, Trust},
 };
-use crate::store::HookId;
+use crate::{event::StoreTime, store::HookId};
 
 /// Attempts that one step starts, but for the rest of a hook's turn.
 pub(super) const STARTS_MAX: u64 = 32;
-/// Attempts at once of hooks that have nothing but Deliveries of fan-outs: what is
-/// started all at once stands in line for the processor, and everybody behind it.
-pub(super) const LATE_IN_FLIGHT_MAX: usize = IN_FLIGHT_MAX / 4;
+/// Attempts at once of hooks that have nothing but Deliveries of fan-outs.
+pub(super) const LATE_IN_FLIGHT_MAX: usize = IN_FLIGHT_MAX / 2;
 /// While hooks of both rings wait, one turn of so many is for late ones.
 const LATE_SHARE: u32 = 4;
 /// A hook may have this part of the places that live ones leave free, and that
@@ -80,12 +81,13 @@ impl Engine {
         let Self { hooks, globals } = self;
         let first = globals.last_flight;
         globals.rings.is_cut = false;
+        globals.late_pace.fill(now.store);
         while globals.flights.len() < IN_FLIGHT_MAX && globals.unrecorded_len() < UNRECORDED_MAX {
             if globals.last_flight - first >= STARTS_MAX {
                 globals.rings.is_cut = true;
                 break;
             }
-            let late_may = globals.late_flights < LATE_IN_FLIGHT_MAX;
+            let late_may = globals.late_may();
             let Some((id, lane)) = globals.rings.pop(late_may) else { break };
             let Some(hook) = hooks.get_mut(&id).filter(|hook| hook.lane == Some(lane)) else { continue };
             hook.lane = None;
@@ -96,6 +98,13 @@ impl Engine {
                 globals.settle(hook, now);
             }
         }
+    }
+
+    /// When hooks of the late ring may start more, if that is a matter of time.
+    pub(super) fn next_late(&self) -> Option<StoreTime> {
+        let globals = &self.globals;
+        let waits = !globals.rings.late.is_empty() && !globals.late_pace.has_left();
+        waits.then(|| globals.late_pace.next())
     }
 
     /// Whether another step would start more.
@@ -134,7 +143,7 @@ impl Globals {
                 self.suspect_ring.push_back(hook.id);
                 return false;
             }
-            if hook.is_late() && self.late_flights >= LATE_IN_FLIGHT_MAX {
+            if hook.is_late() && !self.late_may() {
                 return true;
             }
             let Some(takes_due) = hook.next_source() else { return false };
@@ -162,6 +171,10 @@ impl Globals {
             }
         }
         false
+    }
+
+    fn late_may(&self) -> bool {
+        self.late_flights < LATE_IN_FLIGHT_MAX && self.late_pace.has_left()
     }
 
     /// Attempts that a hook may have in flight as things are.

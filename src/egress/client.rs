@@ -11,16 +11,15 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
     header::{
         ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
     },
 };
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
-use hyper_util::{
-    client::legacy::{self, connect::capture_connection},
-    rt::{TokioExecutor, TokioTimer},
+use hyper::{
+    body::{Body, Incoming},
+    client::conn::http1,
 };
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::{Instant, timeout_at};
@@ -28,6 +27,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     connector::{Connector, Dialer, Guard, OpenConnections},
     error::{EgressError, Failure},
+    pool::{LinkError, Outgoing, Pool},
     resolver::Resolve,
     tls::{self, TlsError},
 };
@@ -40,10 +40,6 @@ use crate::{
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Headers of an answer at most.
 pub const HEADERS_MAX: usize = 100;
-/// Time after which an idle connection is closed.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Idle connections to one host at most: the highest concurrency of a Webhook.
-pub const IDLE_PER_HOST_MAX: usize = 64;
 /// Clients with TLS settings of their own that are kept.
 pub const TLS_CLIENTS_MAX: usize = 256;
 /// Clients for the public authorities that are kept, one a tenant.
@@ -153,21 +149,22 @@ impl fmt::Debug for EgressAnswer {
 /// clones share their connections.
 #[derive(Clone)]
 pub struct Client {
-    http: legacy::Client<Connector, Full<Bytes>>,
+    pool: Arc<Pool>,
+}
+
+/// How far an exchange has come.
+#[derive(Clone, Copy)]
+enum Phase {
+    Connect,
+    Answer,
+    Body,
 }
 
 impl Client {
-    fn new(connector: Connector) -> Self {
-        let http = legacy::Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
-            .http1_max_buf_size(BUFFER_BYTES)
-            .http1_max_headers(HEADERS_MAX)
-            .set_host(false)
-            .build(connector);
-        Self { http }
+    fn new(connector: Connector, open: OpenConnections) -> Self {
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(BUFFER_BYTES).max_headers(HEADERS_MAX);
+        Self { pool: Pool::new(connector, builder, open) }
     }
 
     /// Sends a request and reads the answer.
@@ -192,36 +189,71 @@ impl Client {
         budgets: Budgets,
     ) -> Result<EgressAnswer, EgressError> {
         let deadline = Instant::now() + budgets.total;
-        let host = destination.host();
-        let mut request = assemble(destination, request)?;
-        let connection = capture_connection(&mut request);
-        let answer = match timeout_at(deadline, self.http.request(request)).await {
-            Ok(answer) => answer.map_err(|error| EgressError::from_exchange(host, error))?,
-            Err(_) if connection.connection_metadata().is_none() => {
-                return Err(EgressError::new(host, Failure::ConnectTimedOut));
+        let request = assemble(destination, request)?;
+        let mut phase = Phase::Connect;
+        let exchange = self.exchange(destination, request, budgets.body_bytes_max, &mut phase);
+        if let Ok(ended) = timeout_at(deadline, exchange).await {
+            return ended;
+        }
+        let failure = match phase {
+            Phase::Connect => Failure::ConnectTimedOut,
+            Phase::Answer => Failure::AnswerTimedOut(budgets.total),
+            Phase::Body => Failure::BodyTimedOut(budgets.total),
+        };
+        Err(EgressError::new(destination.host(), failure))
+    }
+
+    async fn exchange(
+        &self,
+        destination: &Destination,
+        mut request: Outgoing,
+        body_bytes_max: usize,
+        phase: &mut Phase,
+    ) -> Result<EgressAnswer, EgressError> {
+        let (host, uri) = (destination.host(), destination.uri());
+        let (mut link, answer) = loop {
+            let idle = self.pool.idle(uri).await;
+            let is_used = idle.is_some();
+            let mut link = match idle {
+                Some(link) => link,
+                None => self.pool.connect(uri.clone()).await.map_err(|error| match error {
+                    LinkError::Connect(error) => EgressError::from_connect(host, error),
+                    LinkError::Http(error) => EgressError::from_exchange(host, error),
+                })?,
+            };
+            *phase = Phase::Answer;
+            match link.send(request).await {
+                Ok(answer) => break (link, answer),
+                Err(mut error) => match error.take_message().filter(|_| is_used) {
+                    // Closed by the other side since it was used last.
+                    Some(unsent) => (request, *phase) = (unsent, Phase::Connect),
+                    None => return Err(EgressError::from_exchange(host, error.into_error())),
+                },
             }
-            Err(_) => return Err(EgressError::new(host, Failure::AnswerTimedOut(budgets.total))),
         };
         let (head, body) = answer.into_parts();
         if header_bytes(&head.headers) > HEADER_BYTES_MAX {
             return Err(EgressError::new(host, Failure::HeadersTooLong));
         }
-        let (body, body_truncated) = match timeout_at(deadline, read_body(body, budgets.body_bytes_max)).await {
-            Ok(body) => body.map_err(|error| EgressError::from_body(host, error))?,
-            Err(_) => return Err(EgressError::new(host, Failure::BodyTimedOut(budgets.total))),
-        };
+        *phase = Phase::Body;
+        let body = link.beside(read_body(body, body_bytes_max)).await;
+        let (body, body_truncated) = body.map_err(|error| EgressError::from_exchange(host, error))?;
+        if !body_truncated {
+            self.pool.give_back(uri, link).await;
+        }
         Ok(EgressAnswer { status: head.status, headers: head.headers, body, body_truncated })
     }
 }
 
-fn assemble(destination: &Destination, request: EgressRequest) -> Result<Request<Full<Bytes>>, EgressError> {
+fn assemble(destination: &Destination, request: EgressRequest) -> Result<Outgoing, EgressError> {
     let EgressRequest { method, headers, body } = request;
     if FRAMING.iter().any(|name| headers.contains_key(name)) {
         return Err(EgressError::new(destination.host(), Failure::Header));
     }
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = method;
-    *request.uri_mut() = destination.uri().clone();
+    // Origin form (RFC 9112 §3.2.1): the host stands in its header.
+    *request.uri_mut() = destination.uri().path_and_query().cloned().map(Uri::from).unwrap_or_default();
     *request.headers_mut() = headers;
     let headers = request.headers_mut();
     headers.insert(HOST, destination.host_header().clone());
@@ -392,7 +424,8 @@ impl Clients {
     }
 
     fn connect_by(&self, config: Arc<ClientConfig>) -> Client {
-        Client::new(Connector::new(Dialer::new(self.guard.clone(), self.open.clone()), config))
+        let dialer = Dialer::new(self.guard.clone(), self.open.clone());
+        Client::new(Connector::new(dialer, config), self.open.clone())
     }
 }
 

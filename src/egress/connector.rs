@@ -37,8 +37,8 @@ use crate::{
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the TLS handshake.
 pub const TLS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections that may be open and return to the pool. One that is opened
-/// beyond them is closed after its request, so no more than these can be idle.
+/// Connections that may be open while one returns to its pool: beyond them it is
+/// closed after its request, so no more than these can be idle.
 pub const POOLED_CONNECTIONS_MAX: usize = 2048;
 
 /// Why there is no connection. For operators.
@@ -149,21 +149,23 @@ impl OpenConnections {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Whether so many are open that none is kept for later.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.count() > POOLED_CONNECTIONS_MAX
+    }
+
     fn open(&self) -> OpenConnection {
-        let before = self.0.fetch_add(1, Ordering::Relaxed);
-        OpenConnection { open: self.0.clone(), is_pooled: before < POOLED_CONNECTIONS_MAX }
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OpenConnection(self.0.clone())
     }
 }
 
 /// One open connection; dropping it closes the account.
-struct OpenConnection {
-    open: Arc<AtomicUsize>,
-    is_pooled: bool,
-}
+struct OpenConnection(Arc<AtomicUsize>);
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -192,7 +194,7 @@ impl Dialer {
         }
         // An answer is waited for after each request, so delay gains nothing.
         stream.set_nodelay(true).map_err(|source| ConnectError::Dial { address: peer, source })?;
-        Ok(VettedStream { io: TokioIo::new(stream), account: self.open.open() })
+        Ok(VettedStream { io: TokioIo::new(stream), _account: self.open.open() })
     }
 }
 
@@ -244,49 +246,36 @@ impl Connector {
     pub fn new(dialer: Dialer, tls: Arc<rustls::ClientConfig>) -> Self {
         Self((dialer, tls).into())
     }
-}
 
-impl Service<Uri> for Connector {
-    type Response = MaybeHttpsStream<VettedStream>;
-    type Error = ConnectError;
-    type Future = BoxFuture<'static, Result<Self::Response, ConnectError>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        // `Dialer` is always ready, and `HttpsConnector` adds nothing to that.
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
+    /// A connection to the host of a URI.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub(super) async fn connect(&self, uri: Uri) -> Result<MaybeHttpsStream<VettedStream>, ConnectError> {
         // The parts before TLS have budgets of their own, so if this one is
         // exceeded it is TLS that does not end.
         let deadline = Instant::now() + RESOLVE_TIMEOUT + CONNECT_TIMEOUT + TLS_TIMEOUT;
-        let connection = self.0.call(uri);
-        Box::pin(async move {
-            match timeout_at(deadline, connection).await {
-                Ok(Ok(stream)) => Ok(stream),
-                Ok(Err(error)) => Err(match error.downcast::<ConnectError>() {
-                    Ok(error) => *error,
-                    Err(error) => ConnectError::Tls(error),
-                }),
-                Err(_) => Err(ConnectError::TlsTimedOut),
-            }
-        })
+        // `Dialer` is always ready, and `HttpsConnector` adds nothing to that.
+        match timeout_at(deadline, self.0.clone().call(uri)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(match error.downcast::<ConnectError>() {
+                Ok(error) => *error,
+                Err(error) => ConnectError::Tls(error),
+            }),
+            Err(_) => Err(ConnectError::TlsTimedOut),
+        }
     }
 }
 
 /// A connection to an address that was vetted.
 pub struct VettedStream {
     io: TokioIo<TcpStream>,
-    account: OpenConnection,
+    _account: OpenConnection,
 }
 
 impl Connection for VettedStream {
     fn connected(&self) -> Connected {
-        let connected = Connected::new();
-        if !self.account.is_pooled {
-            connected.poison();
-        }
-        connected
+        Connected::new()
     }
 }
 
@@ -327,13 +316,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_beyond_the_limit_do_not_return_to_the_pool() {
+    fn it_is_crowded_while_more_connections_are_open_than_may_be_kept() {
         let open = OpenConnections::default();
         let mut accounts: Vec<_> = (0..POOLED_CONNECTIONS_MAX).map(|_| open.open()).collect();
-        assert!(accounts.iter().all(|account| account.is_pooled));
-        assert!(!open.open().is_pooled);
+        assert!(!open.is_crowded());
+        accounts.push(open.open());
+        assert!(open.is_crowded());
         accounts.pop();
-        assert!(open.open().is_pooled);
+        assert!(!open.is_crowded());
         drop(accounts);
         assert_eq!(open.count(), 0);
     }

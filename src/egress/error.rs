@@ -88,18 +88,13 @@ impl EgressError {
         Self { host: host.to_owned(), failure, source: Some(source.into()) }
     }
 
-    /// What the client of hyper-util reports while it connects, sends and waits
-    /// for the head of the answer.
-    pub(super) fn from_exchange(host: &str, source: hyper_util::client::legacy::Error) -> Self {
-        let failure = match cause::<ConnectError>(&source) {
-            Some(error) => classify_connect(error),
-            None => classify_exchange(&source),
-        };
-        Self::because(host, failure, source)
+    /// What the connector reports.
+    pub(super) fn from_connect(host: &str, source: ConnectError) -> Self {
+        Self::because(host, classify_connect(&source), source)
     }
 
-    /// What hyper reports while it reads the body.
-    pub(super) fn from_body(host: &str, source: hyper::Error) -> Self {
+    /// What hyper reports from the request to the end of the answer's body.
+    pub(super) fn from_exchange(host: &str, source: hyper::Error) -> Self {
         Self::because(host, classify_exchange(&source), source)
     }
 

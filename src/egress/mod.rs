@@ -15,6 +15,7 @@
 pub mod client;
 pub mod connector;
 pub mod error;
+mod pool;
 pub mod resolver;
 pub mod service;
 pub mod tls;

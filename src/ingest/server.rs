@@ -6,11 +6,12 @@ use axum::{
     Router,
     body::Body,
     extract::{Path, Request, State, rejection::PathRejection},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bytes::{Bytes, BytesMut};
+use futures::future::Either;
 use http_body_util::BodyExt;
 use k8s_openapi::jiff::Timestamp;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
@@ -29,7 +30,7 @@ use crate::{
     routing::index::{Responsibility, SharedIndex},
     runtime::{
         clock,
-        connections::{ServerOptions, Transport, serve_router},
+        connections::{self, Answer, ServerOptions, Transport},
         problem::Problem,
     },
     store::{AcceptError, Accepted, Ingest, NewEvent, Space},
@@ -116,7 +117,33 @@ impl IngestApi {
 /// and answers what is under way within [`GRACE`].
 pub async fn serve(listener: TcpListener, api: IngestApi, shutdown: CancellationToken) {
     let options = ServerOptions { transport: Transport::Plain, connections_max: CONNECTIONS_MAX, grace: GRACE };
-    serve_router(listener, api.router(), options, shutdown).await;
+    let door = Door { router: api.clone().router(), api };
+    connections::serve(listener, door, options, shutdown).await;
+}
+
+/// The way in. Publishing, which is what nearly every request does, needs no
+/// router: that takes a twentieth of the time of an event.
+#[derive(Clone)]
+struct Door {
+    api: IngestApi,
+    router: Router,
+}
+
+impl Answer for Door {
+    fn answer(self, request: Request) -> impl Future<Output = Response> + Send + 'static {
+        let namespace = (request.method() == Method::POST).then(|| namespace_in(request.uri().path())).flatten();
+        match namespace.map(str::to_owned) {
+            Some(namespace) => Either::Left(self.api.publish(namespace, request)),
+            None => Either::Right(self.router.answer(request)),
+        }
+    }
+}
+
+/// The namespace in a path of publishing; none in any other path, and none if it is
+/// not written as a name: the router decodes it then.
+fn namespace_in(path: &str) -> Option<&str> {
+    let (before, after) = EVENTS_PATH.split_once("{namespace}")?;
+    path.strip_prefix(before)?.strip_suffix(after).filter(|namespace| is_name(namespace))
 }
 
 async fn publish(
@@ -124,23 +151,29 @@ async fn publish(
     namespace: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Response {
-    let metrics = &api.0.parts.metrics;
-    let started = clock::monotonic();
-    let _under_way = UnderWay::new(metrics);
     // What cannot be decoded is the name of no namespace.
     let namespace = namespace.map(|Path(namespace)| namespace).unwrap_or_default();
-    let (head, body) = request.into_parts();
-    let answer = match api.0.take_in(&namespace, &head.headers, body).await {
-        Ok(receipt) => receipt.into_response(),
-        Err(refusal) => {
-            let reason = refusal.reason();
-            let response = refusal.into_response();
-            metrics.refused(reason, response.status().as_u16());
-            response
-        }
-    };
-    metrics.seconds.observe(started.elapsed().as_secs_f64());
-    answer
+    api.publish(namespace, request).await
+}
+
+impl IngestApi {
+    async fn publish(self, namespace: String, request: Request) -> Response {
+        let metrics = &self.0.parts.metrics;
+        let started = clock::monotonic();
+        let _under_way = UnderWay::new(metrics);
+        let (head, body) = request.into_parts();
+        let answer = match self.0.take_in(&namespace, &head.headers, body).await {
+            Ok(receipt) => receipt.into_response(),
+            Err(refusal) => {
+                let reason = refusal.reason();
+                let response = refusal.into_response();
+                metrics.refused(reason, response.status().as_u16());
+                response
+            }
+        };
+        metrics.seconds.observe(started.elapsed().as_secs_f64());
+        answer
+    }
 }
 
 impl Inner {

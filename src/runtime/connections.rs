@@ -6,7 +6,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, response::Response};
+use axum::{Router, body::Body, extract::Request, response::Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -51,9 +51,27 @@ pub struct ServerOptions {
     pub grace: Duration,
 }
 
-/// Serves `router` until `shutdown`; then takes no new connection, lets requests
-/// under way end within the grace and cuts off the rest.
-pub async fn serve_router(listener: TcpListener, router: Router, options: ServerOptions, shutdown: CancellationToken) {
+/// What answers requests. Clones share everything.
+pub trait Answer: Clone + Send + 'static {
+    /// Answers one request.
+    fn answer(self, request: Request) -> impl Future<Output = Response> + Send + 'static;
+}
+
+impl Answer for Router {
+    fn answer(mut self, request: Request) -> impl Future<Output = Response> + Send + 'static {
+        let answer = self.call(request);
+        async move { answer.await.unwrap_or_else(|never| match never {}) }
+    }
+}
+
+/// Serves until `shutdown`; then takes no new connection, lets requests under way
+/// end within the grace and cuts off the rest.
+pub async fn serve(
+    listener: TcpListener,
+    answer: impl Answer,
+    options: ServerOptions,
+    shutdown: CancellationToken,
+) {
     let ServerOptions { transport, connections_max, grace } = options;
     let permits = Arc::new(Semaphore::new(connections_max));
     let mut connections = JoinSet::new();
@@ -67,9 +85,9 @@ pub async fn serve_router(listener: TcpListener, router: Router, options: Server
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let (transport, router, shutdown) = (transport.clone(), router.clone(), shutdown.clone());
+        let (transport, answer, shutdown) = (transport.clone(), answer.clone(), shutdown.clone());
         connections.spawn(async move {
-            serve_stream(stream, transport, router, shutdown).await;
+            serve_stream(stream, transport, answer, shutdown).await;
             drop(permit);
         });
     }
@@ -95,15 +113,15 @@ async fn accept(
     }
 }
 
-async fn serve_stream(stream: TcpStream, transport: Transport, router: Router, shutdown: CancellationToken) {
+async fn serve_stream(stream: TcpStream, transport: Transport, answer: impl Answer, shutdown: CancellationToken) {
     // Answers are small: waiting to fill a packet only delays them.
     stream.set_nodelay(true).ok();
     match transport {
-        Transport::Plain => serve_connection(stream, router, shutdown).await,
+        Transport::Plain => serve_connection(stream, answer, shutdown).await,
         Transport::Tls(configs) => {
             let Some(config) = configs.borrow().clone() else { return };
             match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await {
-                Ok(Ok(stream)) => serve_connection(stream, router, shutdown).await,
+                Ok(Ok(stream)) => serve_connection(stream, answer, shutdown).await,
                 Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
                 Err(_elapsed) => tracing::debug!("a TLS handshake took longer than {HANDSHAKE_TIMEOUT:?}"),
             }
@@ -113,12 +131,12 @@ async fn serve_stream(stream: TcpStream, transport: Transport, router: Router, s
 
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    router: Router,
+    answer: impl Answer,
     shutdown: CancellationToken,
 ) {
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let answer = router.clone().call(request.map(Body::new));
-        async move { answer.await as Result<Response, Infallible> }
+        let answer = answer.clone().answer(request.map(Body::new));
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -161,7 +179,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let options = ServerOptions { transport: Transport::Plain, connections_max, grace };
-        let task = tokio::spawn(serve_router(listener, router, options, shutdown.clone()));
+        let task = tokio::spawn(serve(listener, router, options, shutdown.clone()));
         Server { address, shutdown, task }
     }
 

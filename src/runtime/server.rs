@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    connections::{ServerOptions, Transport, serve_router},
+    connections::{self, ServerOptions, Transport},
     health::Health,
     metrics::{MetricsRegistry, OPENMETRICS_CONTENT_TYPE},
 };
@@ -28,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// `/readyz` can say "shutting down" and the last counts can be scraped.
 pub async fn serve(listener: TcpListener, health: Health, metrics: MetricsRegistry, shutdown: CancellationToken) {
     let options = ServerOptions { transport: Transport::Plain, connections_max: CONNECTIONS_MAX, grace: GRACE };
-    serve_router(listener, router(health, metrics), options, shutdown).await;
+    connections::serve(listener, router(health, metrics), options, shutdown).await;
 }
 
 fn router(health: Health, metrics: MetricsRegistry) -> Router {

@@ -3,6 +3,8 @@
 //! forged, copied from another Webhook or left over from another endpoint does
 //! not fit and is worth nothing.
 
+use std::sync::Arc;
+
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use k8s_openapi::jiff::Timestamp;
 use subtle::ConstantTimeEq;
@@ -18,9 +20,9 @@ use crate::{
 const KEY_ID_BYTES: usize = 12;
 
 /// The random key of fingerprints. Only the controller and the delivery pods
-/// hold it.
+/// hold it. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct FingerprintKey(SecretBytes);
+pub struct FingerprintKey(Arc<SecretBytes>);
 
 /// What a fingerprint binds.
 #[derive(Clone, Copy)]
@@ -43,7 +45,12 @@ pub struct Bound<'a> {
 impl FingerprintKey {
     /// Takes over 32 random bytes.
     pub fn new(key: [u8; 32]) -> Self {
-        Self(SecretBytes::new(key.to_vec()))
+        Self(Arc::new(SecretBytes::new(key.to_vec())))
+    }
+
+    /// Whether the other is a clone of this one.
+    pub fn is_clone_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// The fingerprint, as text of 46 characters.

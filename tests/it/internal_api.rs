@@ -20,7 +20,7 @@ use posthorn::{
     policy::egress::{ClusterNetworks, EgressPolicy},
     routing::index::{Index, SharedIndex},
     runtime::{
-        connections::{ServerOptions, Transport, serve_router},
+        connections::{ServerOptions, Transport, serve},
         health::Health,
         metrics::MetricsRegistry,
         secret::SecretString,
@@ -101,7 +101,7 @@ impl Pod {
         let url = format!("https://{}", listener.local_addr().unwrap());
         let options =
             ServerOptions { transport: Transport::Tls(configs), connections_max: 64, grace: Duration::from_secs(5) };
-        tokio::spawn(serve_router(listener, api.router(), options, shutdown.clone()));
+        tokio::spawn(serve(listener, api.router(), options, shutdown.clone()));
         let root = reqwest::Certificate::from_pem(pair.cert.pem().as_bytes()).unwrap();
         let http = reqwest::Client::builder().tls_certs_only([root]).no_proxy().build().unwrap();
         Self { url, http, index, clients, reviewer, shutdown, _tls_files: folder }
@@ -165,7 +165,7 @@ async fn endpoint(router: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let options = ServerOptions { transport: Transport::Plain, connections_max: 256, grace: Duration::from_secs(1) };
-    tokio::spawn(serve_router(listener, router, options, CancellationToken::new()));
+    tokio::spawn(serve(listener, router, options, CancellationToken::new()));
     address
 }
 

@@ -98,6 +98,12 @@ pub fn identity(webhook: &WebhookEntry) -> Option<Cow<'_, str>> {
     }
 }
 
+/// Why nothing is sent while there is no key to check fingerprints with.
+pub(super) fn no_key() -> Hold {
+    let message = "The delivery pod has no key to check verifications with yet; it waits for it.";
+    hold(Reason::PodsStarting, message, Some(STARTING_RETRY))
+}
+
 /// Whether Posthorn verified this endpoint of this Webhook in this way.
 ///
 /// # Errors
@@ -105,13 +111,9 @@ pub fn identity(webhook: &WebhookEntry) -> Option<Cow<'_, str>> {
 pub fn fingerprint(
     webhook: &WebhookEntry,
     endpoint: &str,
-    key: Option<&FingerprintKey>,
+    key: &FingerprintKey,
     now: Timestamp,
 ) -> Result<(), Hold> {
-    let Some(key) = key else {
-        let message = "The delivery pod has no key to check verifications with yet; it waits for it.";
-        return Err(hold(Reason::PodsStarting, message, Some(STARTING_RETRY)));
-    };
     let status = webhook.verification_status();
     let bound = Bound {
         uid: &webhook.uid,
@@ -175,7 +177,7 @@ mod tests {
     fn verdict(webhook: &WebhookEntry, withdrawn: Option<i64>, now: i64) -> String {
         let endpoint = identity(webhook).unwrap();
         let judged = standing(webhook, withdrawn.map(at), at(now))
-            .and_then(|()| fingerprint(webhook, &endpoint, Some(&key()), at(now)));
+            .and_then(|()| fingerprint(webhook, &endpoint, &key(), at(now)));
         match judged {
             Ok(()) => "go".to_owned(),
             Err(hold) => {
@@ -252,12 +254,10 @@ mod tests {
     }
 
     #[test]
-    fn without_a_key_of_fingerprints_nothing_is_believed() {
+    fn a_fingerprint_of_another_key_is_not_believed() {
         let webhook = webhook(json!({}), &status(URL));
-        let hold = fingerprint(&webhook, URL, None, at(0)).unwrap_err();
-        assert_eq!((hold.reason, hold.retry_after), (Reason::PodsStarting, Some(STARTING_RETRY)));
         let other = FingerprintKey::new([8; 32]);
-        let hold = fingerprint(&webhook, URL, Some(&other), at(0)).unwrap_err();
+        let hold = fingerprint(&webhook, URL, &other, at(0)).unwrap_err();
         assert_eq!((hold.reason, hold.retry_after), (Reason::Unverified, Some(FORGED_RETRY)));
     }
 }

@@ -40,7 +40,6 @@ pub mod secret_cache;
 pub mod secret_state;
 
 use std::{
-    borrow::Cow,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -69,7 +68,6 @@ use crate::{
     dispatch::{AttemptEnd, AttemptJob, AttemptReport, AttemptSender},
     egress::{Budgets, Clients, Destination, EgressAnswer, Failure, ServiceResolver},
     policy::retry_after,
-    routing::index::WebhookEntry,
     runtime::{clock, secret::SecretString},
     secrets::Material,
     store::AttemptDetail,
@@ -162,20 +160,25 @@ impl Inner {
     async fn ready(&self, job: &AttemptJob, now: Timestamp) -> Result<(Arc<Prepared>, Option<Destination>), NotMade> {
         let webhook = &job.webhook;
         gate::standing(webhook, job.withdrawn, now)?;
+        let Some(key) = self.fingerprint.borrow().clone() else { return Err(gate::no_key().into()) };
+        let proven = self.lock().get(&webhook.uid).and_then(|kept| kept.proven_with(webhook, &key));
         let identity = gate::identity(webhook);
-        if let Some(identity) = &identity {
-            self.check_fingerprint(webhook, identity, now)?;
+        if proven.is_none()
+            && let Some(identity) = &identity
+        {
+            gate::fingerprint(webhook, identity, &key, now)?;
         }
         let clients = self.clients.borrow().clone().ok_or_else(|| {
             let message = "The delivery pod does not know the egress rules of its DeliveryPool yet; it waits for them.";
             hold(Reason::PodsStarting, message, Some(STARTING_RETRY))
         })?;
         let material = self.secrets.get(&job.namespace, webhook).await?;
-        if identity.is_none() {
-            let url = material.url.as_ref().map(|url| Cow::Borrowed(url.expose())).unwrap_or_default();
-            self.check_fingerprint(webhook, &url, now)?;
+        let is_proven = identity.is_some() || proven.is_some_and(|proven| Arc::ptr_eq(&proven, &material));
+        if !is_proven {
+            let url = material.url.as_ref().map(|url| url.expose()).unwrap_or_default();
+            gate::fingerprint(webhook, url, &key, now)?;
         }
-        let prepared = self.prepared(job, material, &clients)?;
+        let prepared = self.prepared(job, material, &clients, key)?;
         let pods = match &prepared.target {
             Target::Url(_) => None,
             Target::Service { target, scheme, path } => {
@@ -192,20 +195,18 @@ impl Inner {
         job: &AttemptJob,
         material: Arc<Material>,
         clients: &Arc<Clients>,
+        key: FingerprintKey,
     ) -> Result<Arc<Prepared>, NotMade> {
         let webhook = &job.webhook;
-        let is_fitting = |kept: &&Kept| kept.is_of(webhook, &material, clients);
+        let is_fitting =
+            |kept: &&Kept| kept.is_of(webhook, &material, clients) && kept.proven_with(webhook, &key).is_some();
         let made = self.lock().get(&webhook.uid).filter(is_fitting).map(|kept| kept.made.clone());
         made.unwrap_or_else(|| {
-            let kept = Kept::new(&job.namespace, webhook, material, clients);
+            let kept = Kept::new(&job.namespace, webhook, material, clients, key);
             let made = kept.made.clone();
             self.lock().insert(Arc::clone(&webhook.uid), kept);
             made
         })
-    }
-
-    fn check_fingerprint(&self, webhook: &WebhookEntry, endpoint: &str, now: Timestamp) -> Result<(), NotMade> {
-        Ok(gate::fingerprint(webhook, endpoint, self.fingerprint.borrow().as_ref(), now)?)
     }
 
     async fn send(

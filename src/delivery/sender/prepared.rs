@@ -20,6 +20,7 @@ use crate::{
     routing::index::{EndpointSource, WebhookEntry},
     runtime::secret::SecretString,
     secrets::Material,
+    verify::fingerprint::FingerprintKey,
 };
 
 /// When a Webhook is looked at again whose Secrets hold what cannot be used.
@@ -29,7 +30,10 @@ const PIECE_BYTES_MIN: usize = 8;
 
 /// What was made of a Webhook and its Secrets under some rules, or why nothing
 /// can be. Both hold until one of the three changes, and the log is told once.
+/// It is made of nothing but Webhooks whose fingerprint fits, so as long as Webhook
+/// and key are the same it need not be computed again.
 pub(super) struct Kept {
+    key: FingerprintKey,
     webhook: Arc<WebhookEntry>,
     material: Arc<Material>,
     clients: Arc<Clients>,
@@ -44,9 +48,10 @@ impl Kept {
         webhook: &Arc<WebhookEntry>,
         material: Arc<Material>,
         clients: &Arc<Clients>,
+        key: FingerprintKey,
     ) -> Self {
         let made = Prepared::new(namespace, webhook, Arc::clone(&material), clients).map(Arc::new);
-        Self { webhook: Arc::clone(webhook), material, clients: Arc::clone(clients), made }
+        Self { key, webhook: Arc::clone(webhook), material, clients: Arc::clone(clients), made }
     }
 
     /// Whether it was made of these.
@@ -54,6 +59,13 @@ impl Kept {
         Arc::ptr_eq(&self.webhook, webhook)
             && Arc::ptr_eq(&self.material, material)
             && Arc::ptr_eq(&self.clients, clients)
+    }
+
+    /// The Secrets with which the fingerprint of this Webhook was found to fit by this
+    /// key; none if it is another Webhook or key.
+    pub(super) fn proven_with(&self, webhook: &Arc<WebhookEntry>, key: &FingerprintKey) -> Option<Arc<Material>> {
+        let is_same = Arc::ptr_eq(&self.webhook, webhook) && self.key.is_clone_of(key);
+        is_same.then(|| Arc::clone(&self.material))
     }
 }
 

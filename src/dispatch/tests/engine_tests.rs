@@ -237,7 +237,7 @@ fn an_event_for_thousands_is_delivered_though_others_have_work_all_the_time() {
     (0..16).for_each(|_| sim.route_one());
     let is_wide = |(_, hook, _): &&(i64, HookId, crate::event::Pos)| hook.0 <= 1_000;
     // One at a time as in a step: the others would have work for ever.
-    for _ in 0..100 {
+    for _ in 0..200 {
         sim.publish(&busy, None);
         sim.run_for(1);
     }

@@ -445,5 +445,5 @@ impl Sim {
 
 fn new_engine(seed: u64) -> Engine {
     let mut rng = StdRng::seed_from_u64(seed);
-    Engine::new(DispatchMetrics::unregistered(), Box::new(move || rng.random()))
+    Engine::new(DispatchMetrics::unregistered(), Box::new(move || rng.random()), 2)
 }

@@ -348,6 +348,68 @@ async fn a_connection_that_the_endpoint_closed_is_replaced() {
 }
 
 #[tokio::test]
+async fn what_comes_unasked_behind_an_answer_is_no_answer_to_the_next_request() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = count.clone();
+    let (address, _) = listen(move |mut stream| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async move {
+            while !read_request(&mut stream).await.is_empty() {
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n";
+                stream.write_all(answer).await.ok();
+            }
+        }
+    })
+    .await;
+    let clients = clients();
+    let to = destination(&format!("http://{address}/hook"));
+    for sent in 1..=5 {
+        let answer = clients.client("shop", None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+        assert_eq!((answer.status.as_u16(), count.load(Ordering::SeqCst)), (200, sent));
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_a_while_and_one_that_ended_sooner() {
+    let (address, _) = counting().await;
+    let clients = clients();
+    let to = destination(&format!("http://{address}/hook"));
+    clients.client("shop", None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+    tokio::time::pause();
+    let after = async |seconds| {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        // The keeper has its turn.
+        tokio::task::yield_now().await;
+        clients.open_connections()
+    };
+    assert_eq!(after(25).await, 1);
+    assert_eq!(after(6).await, 0);
+    tokio::time::resume();
+
+    let gone = Arc::new(tokio::sync::Notify::new());
+    let closed = gone.clone();
+    let (address, _) = listen(move |mut stream| {
+        let closed = closed.clone();
+        async move {
+            read_request(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            drop(stream);
+            closed.notify_one();
+        }
+    })
+    .await;
+    let to = destination(&format!("http://{address}/hook"));
+    clients.client("shop", None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
+    gone.notified().await;
+    tokio::time::pause();
+    // The runtime looks for news of sockets after some turns.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(after(6).await, 0);
+}
+
+#[tokio::test]
 async fn many_requests_at_once_stay_apart() {
     let (address, _) = counting().await;
     let clients = clients();

@@ -30,7 +30,7 @@ use crate::{
 pub(super) const SCAN_READS_MAX: usize = 1_024;
 /// Deliveries that one step of fan-outs writes at most: publishers wait for the
 /// whole step, and each transaction has time for one.
-pub(super) const FAN_ROWS_MAX: usize = 64;
+pub(super) const FAN_ROWS_MAX: usize = 16;
 /// Events whose fan-out one step goes on with at most.
 const STEP_FANS_MAX: usize = 32;
 
