@@ -20,16 +20,18 @@ const MANY: u64 = 10_000;
 const BACKLOG: u64 = 1_000_000;
 /// How long memory is watched after the backlog stands.
 const WATCH: Duration = Duration::from_secs(20);
+/// Time after which a pod without load counts as idle.
+const IDLE_AFTER: Duration = Duration::from_secs(30);
 
 pub async fn memory(settings: &Settings, report: &mut Report) {
     let bench = Bench::start(settings, Keep::default(), &[], plain_pool()).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(IDLE_AFTER).await;
     let idle = bench.pod.memory_kib().0;
     report.row("memory: idle", "≤ 20 MiB", format!("{:.1} MiB", mib(idle)));
     drop(bench);
 
     let bench = Bench::start(settings, Keep::default(), &many(None), plain_pool()).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(IDLE_AFTER).await;
     let with_hooks = bench.pod.memory_kib().0;
     let each = (with_hooks.saturating_sub(idle)) as f64 / MANY as f64;
     report.row("memory: per idle Webhook with Subscription (10,000)", "≤ 4 KiB", format!("{each:.2} KiB"));

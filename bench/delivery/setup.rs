@@ -22,8 +22,6 @@ pub struct Settings {
     pub rounds: usize,
     pub warm_up: u64,
     pub folder: PathBuf,
-    /// Connections of publishers in a closed loop.
-    pub connections: usize,
 }
 
 impl Settings {
@@ -39,7 +37,6 @@ impl Settings {
             rounds: usize::try_from(number("POSTHORN_BENCH_ROUNDS", 5)).unwrap(),
             warm_up: number("POSTHORN_BENCH_WARMUP", 1_000_000),
             folder,
-            connections: usize::try_from(number("POSTHORN_BENCH_CONNECTIONS", 256)).unwrap(),
         }
     }
 

@@ -19,8 +19,13 @@ const NOTHING: Keep = Keep { ids: false, latencies: false, requests: false };
 
 /// Webhooks in the figures with many.
 const MANY: u64 = 10_000;
-/// Events in batches that are sent and not delivered at most.
-const BATCHES_AHEAD_MAX: u64 = 1_000;
+/// Events that are sent and not delivered at most in a closed loop: to accept an
+/// event costs less than to deliver it, so publishers who wait for the accept alone
+/// would measure the growth of a backlog.
+const AHEAD_MAX: u64 = 1_000;
+/// Connections of publishers in a closed loop: with fewer, how long an accept takes
+/// decides how many events there are.
+const PUBLISHERS: usize = 256;
 
 /// The yardstick: requests a second from the generator straight to the receiver.
 /// The generator's requests are as long as a signed delivery; the receiver reads
@@ -31,7 +36,7 @@ pub async fn raw(settings: &Settings, report: &mut Report) -> f64 {
         let start = Instant::now();
         let receiver = Receiver::start(start, NOTHING).await;
         let outcome = Arc::new(Outcome::default());
-        let plan = Plan { address: receiver.address, signs: true, connections: settings.connections, ..Plan::new(0, "ok") };
+        let plan = Plan { address: receiver.address, signs: true, connections: PUBLISHERS, ..Plan::new(0, "ok") };
         let tasks = publish(plan, Pace::Closed, start, Arc::clone(&outcome));
         let window = settings.window().min(Duration::from_secs(20));
         tokio::time::sleep(window / 10).await;
@@ -46,16 +51,10 @@ pub async fn raw(settings: &Settings, report: &mut Report) -> f64 {
     raw
 }
 
-async fn rounds(settings: &Settings, bench: &Bench, plan: &Plan, ahead_max: Option<u64>) -> Measured {
+async fn rounds(settings: &Settings, bench: &Bench, plan: &Plan) -> Measured {
     let (mut rates, mut cpus, mut accept) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..settings.rounds {
-        let mut plan = plan.clone();
-        if let Some(most) = ahead_max {
-            bench.until_quiet().await;
-            let (delivered, before) = (bench.receiver.counter(), bench.receiver.answered_ok());
-            plan.may_send = Some(Arc::new(move |sent| sent < delivered() - before + most));
-        }
-        let measured = measure(bench, plan, Pace::Closed, settings.window()).await;
+        let measured = closed(settings, bench, plan).await;
         eprintln!("  {:.0}/s, {:.1} µs", measured.rate, measured.cpu_us);
         rates.push(measured.rate);
         cpus.push(measured.cpu_us);
@@ -63,6 +62,14 @@ async fn rounds(settings: &Settings, bench: &Bench, plan: &Plan, ahead_max: Opti
     }
     accept.sort_unstable();
     Measured { rate: median(rates), cpu_us: median(cpus), accept }
+}
+
+/// A window of as many events as are delivered.
+async fn closed(settings: &Settings, bench: &Bench, plan: &Plan) -> Measured {
+    bench.until_quiet().await;
+    let (delivered, before) = (bench.receiver.counter(), bench.receiver.answered_ok());
+    let may_send = Arc::new(move |sent| sent < delivered() - before + AHEAD_MAX);
+    measure(bench, Plan { may_send: Some(may_send), ..plan.clone() }, Pace::Closed, settings.window()).await
 }
 
 fn tell(report: &mut Report, figure: &str, goal: &str, raw: f64, measured: &Measured) {
@@ -81,8 +88,8 @@ pub async fn single(settings: &Settings, report: &mut Report, raw: f64) {
         [Hook { delivery: serde_json::json!({"concurrency": 64}), ..Hook::new("one", "/ok/one", "order.paid") }];
     let bench = Bench::start(settings, NOTHING, &hooks, plain_pool()).await;
     bench.warm_up(settings.warm_up, bench.plan()).await;
-    let plan = Plan { connections: settings.connections, ..bench.plan() };
-    let measured = rounds(settings, &bench, &plan, std::env::var("AHEAD").ok().map(|n| n.parse().unwrap())).await;
+    let plan = Plan { connections: PUBLISHERS, ..bench.plan() };
+    let measured = rounds(settings, &bench, &plan).await;
     tell(report, "one Webhook, one event a request, no publishers' ids", "≥ 0.22 × raw · ≤ 80 µs", raw, &measured);
 }
 
@@ -94,11 +101,11 @@ pub async fn many(settings: &Settings, report: &mut Report, raw: f64) {
         // Spread without order, and never the same id twice in a run.
         event_type: Arc::new(|n| format!("order.{}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15) % MANY)),
         id: Some(Arc::new(|_| format!("{:016x}", rand::random::<u64>()))),
-        connections: settings.connections,
+        connections: PUBLISHERS,
         ..bench.plan()
     };
     bench.warm_up(settings.warm_up, plan.clone()).await;
-    let measured = rounds(settings, &bench, &plan, std::env::var("AHEAD").ok().map(|n| n.parse().unwrap())).await;
+    let measured = rounds(settings, &bench, &plan).await;
     tell(report, "10,000 Webhooks, random publishers' ids", "≥ 0.17 × raw · ≤ 100 µs", raw, &measured);
 }
 
@@ -108,9 +115,7 @@ pub async fn batch(settings: &Settings, report: &mut Report, raw: f64) {
     let bench = Bench::start(settings, NOTHING, &hooks, plain_pool()).await;
     let plan = Plan { batch: 100, connections: 8, ..bench.plan() };
     bench.warm_up(settings.warm_up, plan.clone()).await;
-    // To accept a batch costs so much less than to deliver it that publishers who
-    // wait for the accept alone would measure the growth of a backlog.
-    let measured = rounds(settings, &bench, &plan, Some(BATCHES_AHEAD_MAX)).await;
+    let measured = rounds(settings, &bench, &plan).await;
     tell(report, "one Webhook, 100 events a request", "≥ 0.35 × raw · ≤ 55 µs", raw, &measured);
 }
 
@@ -121,8 +126,7 @@ pub async fn latency(settings: &Settings, report: &mut Report) {
         [Hook { delivery: serde_json::json!({"concurrency": 64}), ..Hook::new("one", "/ok/one", "order.paid") }];
     let bench = Bench::start(settings, LATENCIES, &hooks, plain_pool()).await;
     bench.warm_up(settings.warm_up, bench.plan()).await;
-    let closed = Plan { connections: settings.connections, ..bench.plan() };
-    let most = measure(&bench, closed, Pace::Closed, settings.window()).await.rate;
+    let most = closed(settings, &bench, &Plan { connections: PUBLISHERS, ..bench.plan() }).await.rate;
     let (mut p50, mut p99) = (Vec::new(), Vec::new());
     for _ in 0..settings.rounds {
         bench.until_quiet().await;

@@ -383,7 +383,11 @@ impl Globals {
         let (is_suspect, is_late) = (hook.trust == Trust::Suspect, hook.is_late());
         self.suspects += usize::from(is_suspect);
         self.late_flights += usize::from(is_late);
-        if is_late { self.late_pace.late_started() } else { self.late_pace.live_started(now.store) }
+        if is_late {
+            self.late_pace.late_started()
+        } else {
+            self.late_pace.live_started(now.store)
+        }
         self.last_flight += 1;
         hook.flying.push(row.pos);
         let (view, endpoint) = (hook.view, hook.endpoint);

@@ -1,6 +1,12 @@
 //! The dispatcher as a task: takes inputs, asks the engine, does what it says.
 
-use std::{fmt, num::{NonZeroU64, NonZeroUsize}, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    num::{NonZeroU64, NonZeroUsize},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::FutureExt;
 use tokio::{

@@ -66,12 +66,7 @@ impl Answer for Router {
 
 /// Serves until `shutdown`; then takes no new connection, lets requests under way
 /// end within the grace and cuts off the rest.
-pub async fn serve(
-    listener: TcpListener,
-    answer: impl Answer,
-    options: ServerOptions,
-    shutdown: CancellationToken,
-) {
+pub async fn serve(listener: TcpListener, answer: impl Answer, options: ServerOptions, shutdown: CancellationToken) {
     let ServerOptions { transport, connections_max, grace } = options;
     let permits = Arc::new(Semaphore::new(connections_max));
     let mut connections = JoinSet::new();

@@ -108,12 +108,7 @@ pub(super) fn no_key() -> Hold {
 ///
 /// # Errors
 /// Why nothing is sent.
-pub fn fingerprint(
-    webhook: &WebhookEntry,
-    endpoint: &str,
-    key: &FingerprintKey,
-    now: Timestamp,
-) -> Result<(), Hold> {
+pub fn fingerprint(webhook: &WebhookEntry, endpoint: &str, key: &FingerprintKey, now: Timestamp) -> Result<(), Hold> {
     let status = webhook.verification_status();
     let bound = Bound {
         uid: &webhook.uid,

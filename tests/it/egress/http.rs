@@ -355,7 +355,8 @@ async fn what_comes_unasked_behind_an_answer_is_no_answer_to_the_next_request() 
         counter.fetch_add(1, Ordering::SeqCst);
         async move {
             while !read_request(&mut stream).await.is_empty() {
-                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n";
+                let answer =
+                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n";
                 stream.write_all(answer).await.ok();
             }
         }

@@ -72,7 +72,11 @@ async fn a_fan_out_goes_on_where_it_was_interrupted_and_owes_each_delivery_once(
     while let Ok(News::Late { pos: Pos(1), event: Some(_), targets }) = news.try_recv() {
         told.extend(targets.iter().map(|target| target.hook.0));
     }
-    assert_eq!(told, (rows as i64 + 1..=300).collect::<Vec<_>>(), "each once, and none that was told before the restart");
+    assert_eq!(
+        told,
+        (rows as i64 + 1..=300).collect::<Vec<_>>(),
+        "each once, and none that was told before the restart"
+    );
     for hook in 1..=300 {
         assert_eq!(store.owed(HookId(hook), Pos(0), 5).await.unwrap().rows.len(), 1);
     }
