@@ -50,8 +50,12 @@ async fn a_namespace_made_anew_sees_nothing_of_its_predecessor() {
         stage.api.delete(plural, NAMESPACE, "orders");
     }
     stage.api.delete("namespaces", "", NAMESPACE);
-    until("the pod sees the deletion", WAIT, async || stage.pod.metric("posthorn_routed_subscriptions").await == 0.0)
-        .await;
+    // The last attempt for the old Webhook has ended, too.
+    until("the pod sees the deletion", WAIT, async || {
+        stage.pod.metric("posthorn_routed_subscriptions").await == 0.0
+            && stage.pod.metric("posthorn_dispatch_hooks").await == 0.0
+    })
+    .await;
     stage.receiver.set_up("orders", true);
     objects::tenant(&stage.api, NAMESPACE);
     let url = stage.receiver.url("/switch/orders");
