@@ -83,15 +83,8 @@ impl Pool {
     pub(super) async fn idle(&self, uri: &Uri) -> Option<Link> {
         let place = place(uri)?;
         loop {
-            let (mut link, _) = {
-                let mut idle = self.lock();
-                let links = idle.links.get_mut(&place)?;
-                let last = links.pop();
-                if links.is_empty() {
-                    idle.links.remove(&place);
-                }
-                last?
-            };
+            // A place without connections is left to the keeper: most get one back.
+            let (mut link, _) = self.lock().links.get_mut(&place)?.pop()?;
             if link.stands().await {
                 return Some(link);
             }

@@ -16,7 +16,7 @@ mod settings;
 pub use answer::{Receipt, ReceivedEvent};
 pub use metrics::IngestMetrics;
 pub use openapi::document as openapi_document;
-pub use server::{IngestApi, IngestParts, serve};
+pub use server::{Door, IngestApi, IngestParts, serve};
 pub use settings::{Authentication, EventRate, IngestSettings, OUTAGE_GRACE_DEFAULT};
 
 /// What may be under way, and for how long.

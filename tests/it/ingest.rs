@@ -8,7 +8,6 @@ use std::{
 };
 
 use axum::{
-    Router,
     body::Body,
     http::{HeaderMap, Request},
     response::Response,
@@ -18,13 +17,13 @@ use posthorn::{
     access::{KubeAuthorizer, KubeTokenReviewer, publish::PublishAccess},
     event::EVENT_BYTES_MAX,
     ingest::{
-        Authentication, EventRate, IngestApi, IngestMetrics, IngestParts, IngestSettings,
+        Authentication, Door, EventRate, IngestApi, IngestMetrics, IngestParts, IngestSettings,
         limits::{BODY_TIMEOUT, REQUESTS_PER_NAMESPACE_MAX, TYPES_ASKED_MAX},
         parse::BATCH_BYTES_MAX,
         serve,
     },
     routing::index::{Index, SharedIndex},
-    runtime::{metrics::MetricsRegistry, reachability::Reachability},
+    runtime::{connections::Answer as _, metrics::MetricsRegistry, reachability::Reachability},
     store::{AcceptError, Accepted, Space},
 };
 use serde_json::{Value, json};
@@ -34,7 +33,6 @@ use tokio::{
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
 use crate::{
     access::token,
@@ -89,7 +87,7 @@ fn answer(cluster: &mut Cluster, path: &str, body: &Value) -> Answer {
 
 /// A pod that takes events in.
 struct Pod {
-    router: Router,
+    door: Door,
     api: IngestApi,
     store: Arc<FakeIngest>,
     cluster: Arc<Mutex<Cluster>>,
@@ -118,7 +116,7 @@ impl Pod {
             metrics: IngestMetrics::register(&mut registry),
             service_of: Box::new(|pool| format!("posthorn-{pool}.posthorn-system.svc")),
         });
-        Self { router: api.clone().router(), api, store, cluster, settings, index, registry }
+        Self { door: api.clone().door(), api, store, cluster, settings, index, registry }
     }
 
     /// A pod with its namespaces, and a publisher who may publish all in `shop`.
@@ -144,7 +142,7 @@ impl Pod {
     }
 
     async fn send(&self, request: Request<Body>) -> Reply {
-        Reply::of(self.router.clone().oneshot(request).await.unwrap()).await
+        Reply::of(self.door.clone().answer(request).await).await
     }
 
     /// Publishes with a good token.

@@ -68,6 +68,7 @@ use crate::{
     dispatch::{AttemptEnd, AttemptJob, AttemptReport, AttemptSender},
     egress::{Budgets, Clients, Destination, EgressAnswer, Failure, ServiceResolver},
     policy::retry_after,
+    routing::index::WebhookEntry,
     runtime::{clock, secret::SecretString},
     secrets::Material,
     store::AttemptDetail,
@@ -93,7 +94,7 @@ struct Inner {
     fingerprint: watch::Receiver<Option<FingerprintKey>>,
     composer: Composer,
     /// By UID of the Webhook.
-    prepared: Mutex<Recent<Arc<str>, Kept>>,
+    prepared: Mutex<Recent<Arc<str>, Arc<Kept>>>,
     /// Since when successes are counted whose detail is kept.
     begin: Instant,
     sampled: Taken,
@@ -161,9 +162,9 @@ impl Inner {
         let webhook = &job.webhook;
         gate::standing(webhook, job.withdrawn, now)?;
         let Some(key) = self.fingerprint.borrow().clone() else { return Err(gate::no_key().into()) };
-        let proven = self.lock().get(&webhook.uid).and_then(|kept| kept.proven_with(webhook, &key));
+        let kept = self.kept(webhook, &key);
         let identity = gate::identity(webhook);
-        if proven.is_none()
+        if kept.is_none()
             && let Some(identity) = &identity
         {
             gate::fingerprint(webhook, identity, &key, now)?;
@@ -173,12 +174,15 @@ impl Inner {
             hold(Reason::PodsStarting, message, Some(STARTING_RETRY))
         })?;
         let material = self.secrets.get(&job.namespace, webhook).await?;
-        let is_proven = identity.is_some() || proven.is_some_and(|proven| Arc::ptr_eq(&proven, &material));
-        if !is_proven {
+        let kept = kept.filter(|kept| kept.has(&material));
+        if kept.is_none() && identity.is_none() {
             let url = material.url.as_ref().map(|url| url.expose()).unwrap_or_default();
             gate::fingerprint(webhook, url, &key, now)?;
         }
-        let prepared = self.prepared(job, material, &clients, key)?;
+        let prepared = match kept.filter(|kept| kept.is_under(&clients)) {
+            Some(kept) => kept.made.clone()?,
+            None => self.prepare(job, material, &clients, key)?,
+        };
         let pods = match &prepared.target {
             Target::Url(_) => None,
             Target::Service { target, scheme, path } => {
@@ -189,8 +193,13 @@ impl Inner {
         Ok((prepared, pods))
     }
 
-    /// What was made of these already, or is made now.
-    fn prepared(
+    /// What was made of this Webhook when its fingerprint fitted by this key.
+    fn kept(&self, webhook: &Arc<WebhookEntry>, key: &FingerprintKey) -> Option<Arc<Kept>> {
+        self.lock().get(&webhook.uid).filter(|kept| kept.is_of(webhook, key)).cloned()
+    }
+
+    /// Makes everything ready, if another attempt has not done it meanwhile.
+    fn prepare(
         &self,
         job: &AttemptJob,
         material: Arc<Material>,
@@ -198,15 +207,13 @@ impl Inner {
         key: FingerprintKey,
     ) -> Result<Arc<Prepared>, NotMade> {
         let webhook = &job.webhook;
-        let is_fitting =
-            |kept: &&Kept| kept.is_of(webhook, &material, clients) && kept.proven_with(webhook, &key).is_some();
-        let made = self.lock().get(&webhook.uid).filter(is_fitting).map(|kept| kept.made.clone());
-        made.unwrap_or_else(|| {
-            let kept = Kept::new(&job.namespace, webhook, material, clients, key);
-            let made = kept.made.clone();
-            self.lock().insert(Arc::clone(&webhook.uid), kept);
-            made
-        })
+        let kept = self.kept(webhook, &key).filter(|kept| kept.has(&material) && kept.is_under(clients));
+        let kept = kept.unwrap_or_else(|| {
+            let kept = Arc::new(Kept::new(&job.namespace, webhook, material, clients, key));
+            self.lock().insert(Arc::clone(&webhook.uid), Arc::clone(&kept));
+            kept
+        });
+        kept.made.clone()
     }
 
     async fn send(
@@ -266,7 +273,7 @@ impl Inner {
         prepared.sampled.take(OF_WEBHOOK, now_us) && self.sampled.take(OF_POD, now_us)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Recent<Arc<str>, Kept>> {
+    fn lock(&self) -> MutexGuard<'_, Recent<Arc<str>, Arc<Kept>>> {
         // A panic elsewhere leaves the map whole: every change is one operation.
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -54,18 +54,20 @@ impl Kept {
         Self { key, webhook: Arc::clone(webhook), material, clients: Arc::clone(clients), made }
     }
 
-    /// Whether it was made of these.
-    pub(super) fn is_of(&self, webhook: &Arc<WebhookEntry>, material: &Arc<Material>, clients: &Arc<Clients>) -> bool {
-        Arc::ptr_eq(&self.webhook, webhook)
-            && Arc::ptr_eq(&self.material, material)
-            && Arc::ptr_eq(&self.clients, clients)
+    /// Whether the fingerprint of this Webhook was found to fit by this key. If a
+    /// Secret has the URL, that holds for the same Secrets alone.
+    pub(super) fn is_of(&self, webhook: &Arc<WebhookEntry>, key: &FingerprintKey) -> bool {
+        Arc::ptr_eq(&self.webhook, webhook) && self.key.is_clone_of(key)
     }
 
-    /// The Secrets with which the fingerprint of this Webhook was found to fit by this
-    /// key; none if it is another Webhook or key.
-    pub(super) fn proven_with(&self, webhook: &Arc<WebhookEntry>, key: &FingerprintKey) -> Option<Arc<Material>> {
-        let is_same = Arc::ptr_eq(&self.webhook, webhook) && self.key.is_clone_of(key);
-        is_same.then(|| Arc::clone(&self.material))
+    /// Whether it was made of these Secrets.
+    pub(super) fn has(&self, material: &Arc<Material>) -> bool {
+        Arc::ptr_eq(&self.material, material)
+    }
+
+    /// Whether it was made under these rules.
+    pub(super) fn is_under(&self, clients: &Arc<Clients>) -> bool {
+        Arc::ptr_eq(&self.clients, clients)
     }
 }
 

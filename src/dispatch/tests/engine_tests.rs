@@ -15,6 +15,7 @@ use crate::{
         questions::Question,
         turns::LATE_IN_FLIGHT_MAX,
     },
+    event::Pos,
     policy::delivery::{DeliverySettings, Rate, RetryPlan},
     store::{HookId, HookNote},
 };
@@ -209,6 +210,17 @@ fn beside_a_fan_out(milliseconds: i64) -> Sim {
 }
 
 #[test]
+fn beside_others_an_event_for_thousands_takes_its_time() {
+    let sim = beside_a_fan_out(1);
+    let begin = sim.attempts_of(9_999)[1].0;
+    let is_late = |(at, hook, _): &&(i64, HookId, Pos)| hook.0 <= 5_000 && *at < begin + 500;
+    let late = sim.attempts.iter().filter(is_late).count();
+    // A burst at first, when nothing else had started for a while; then three a
+    // millisecond for each of two processors.
+    assert!((2_500..=96 + 6 * 499).contains(&late), "{late}");
+}
+
+#[test]
 fn an_event_for_thousands_delays_none_that_is_for_one() {
     let mut sim = beside_a_fan_out(40);
     let first = sim.attempts_of(9_999)[1].0;
@@ -235,7 +247,7 @@ fn an_event_for_thousands_is_delivered_though_others_have_work_all_the_time() {
     }
     sim.publish_wide(&wide, None);
     (0..16).for_each(|_| sim.route_one());
-    let is_wide = |(_, hook, _): &&(i64, HookId, crate::event::Pos)| hook.0 <= 1_000;
+    let is_wide = |(_, hook, _): &&(i64, HookId, Pos)| hook.0 <= 1_000;
     // One at a time as in a step: the others would have work for ever.
     for _ in 0..200 {
         sim.publish(&busy, None);

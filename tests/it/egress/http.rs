@@ -286,15 +286,18 @@ async fn a_port_where_nobody_listens_refuses() {
     check(send(address, AMPLE).await, Failure::Refused, Reason::ConnectionRefused);
 }
 
-/// An endpoint that counts its connections and answers every request.
-async fn counting() -> (SocketAddr, Arc<AtomicUsize>) {
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// An endpoint that gives every request this answer and keeps its connections; how
+/// many there were.
+async fn counting(answer: &'static str) -> (SocketAddr, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counter = count.clone();
     let (address, _) = listen(move |mut stream| {
         counter.fetch_add(1, Ordering::SeqCst);
         async move {
             while !read_request(&mut stream).await.is_empty() {
-                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.ok();
+                stream.write_all(answer.as_bytes()).await.ok();
             }
         }
     })
@@ -304,7 +307,7 @@ async fn counting() -> (SocketAddr, Arc<AtomicUsize>) {
 
 #[tokio::test]
 async fn connections_are_reused_under_one_policy_and_not_under_the_next() {
-    let (address, count) = counting().await;
+    let (address, count) = counting(OK).await;
     let clients = clients();
     let to = destination(&format!("http://{address}/hook"));
     for _ in 0..5 {
@@ -332,7 +335,7 @@ async fn connections_are_reused_under_one_policy_and_not_under_the_next() {
 async fn a_connection_that_the_endpoint_closed_is_replaced() {
     let (address, _) = listen(|mut stream| async move {
         read_request(&mut stream).await;
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        stream.write_all(OK.as_bytes()).await.unwrap();
     })
     .await;
     let clients = clients();
@@ -349,19 +352,8 @@ async fn a_connection_that_the_endpoint_closed_is_replaced() {
 
 #[tokio::test]
 async fn what_comes_unasked_behind_an_answer_is_no_answer_to_the_next_request() {
-    let count = Arc::new(AtomicUsize::new(0));
-    let counter = count.clone();
-    let (address, _) = listen(move |mut stream| {
-        counter.fetch_add(1, Ordering::SeqCst);
-        async move {
-            while !read_request(&mut stream).await.is_empty() {
-                let answer =
-                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n";
-                stream.write_all(answer).await.ok();
-            }
-        }
-    })
-    .await;
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n";
+    let (address, count) = counting(answer).await;
     let clients = clients();
     let to = destination(&format!("http://{address}/hook"));
     for sent in 1..=5 {
@@ -372,7 +364,7 @@ async fn what_comes_unasked_behind_an_answer_is_no_answer_to_the_next_request() 
 
 #[tokio::test]
 async fn an_idle_connection_is_closed_after_a_while_and_one_that_ended_sooner() {
-    let (address, _) = counting().await;
+    let (address, _) = counting(OK).await;
     let clients = clients();
     let to = destination(&format!("http://{address}/hook"));
     clients.client("shop", None).unwrap().send(&to, post("{}"), budgets(AMPLE)).await.unwrap();
@@ -393,7 +385,7 @@ async fn an_idle_connection_is_closed_after_a_while_and_one_that_ended_sooner() 
         let closed = closed.clone();
         async move {
             read_request(&mut stream).await;
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            stream.write_all(OK.as_bytes()).await.unwrap();
             drop(stream);
             closed.notify_one();
         }
@@ -412,7 +404,7 @@ async fn an_idle_connection_is_closed_after_a_while_and_one_that_ended_sooner() 
 
 #[tokio::test]
 async fn many_requests_at_once_stay_apart() {
-    let (address, _) = counting().await;
+    let (address, _) = counting(OK).await;
     let clients = clients();
     let to = destination(&format!("http://{address}/hook"));
     let requests = (0..50).map(|_| {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use posthorn::{
     api::Reason,
+    delivery::sender::Pace,
     dispatch::{AttemptEnd, AttemptSender},
     routing::index::{Index, WebhookEntry},
     verify::fingerprint::{Bound, FingerprintKey},
@@ -12,8 +13,8 @@ use posthorn::{
 use serde_json::{Value, json};
 
 use super::{
-    Endpoint, NAMESPACE, Rig, canary::Log, entry, fingerprint_key, job, merged, object, seconds, verification,
-    verified, verified_at,
+    Endpoint, NAMESPACE, Rig, canary::Log, entry, fingerprint_key, job, merged, object, seconds, secrets::pass,
+    verification, verified, verified_at,
 };
 
 /// A spec and the status of its verification, which a row of the table changes.
@@ -174,6 +175,31 @@ async fn without_the_key_or_the_rules_nothing_goes_out() {
     endpoint.check_silence().await;
     rig.clients.send_replace(clients);
     assert_eq!(rig.code(&webhook).await, 204);
+}
+
+#[tokio::test]
+async fn what_was_found_to_fit_fits_no_other_key_and_no_other_value_of_a_secret() {
+    let endpoint = Endpoint::code(204).await;
+    let rig = Rig::new();
+    let webhook = Case::new(&endpoint).entry();
+    assert_eq!(rig.code(&webhook).await, 204);
+    let key = rig.key.send_replace(Some(FingerprintKey::new([9; 32])));
+    assert_eq!(rig.hold(&webhook).await.reason, Reason::Unverified);
+    rig.key.send_replace(key);
+    assert_eq!(rig.code(&webhook).await, 204);
+    assert_eq!(endpoint.requests().len(), 2);
+
+    // The Webhook is the very same; its Secret is read again after a 401.
+    let (old, new) = (Endpoint::code(401).await, Endpoint::code(204).await);
+    let rig = Rig::new();
+    rig.vault.put("target", json!({ "url": old.url("/secret") }));
+    let webhook = verified_at(&json!({ "urlFrom": { "name": "target", "key": "url" } }), &old.url("/secret"));
+    assert_eq!(rig.code(&webhook).await, 401);
+    rig.vault.put("target", json!({ "url": new.url("/secret") }));
+    pass(Pace::default().distrust).await;
+    assert_eq!(rig.hold(&webhook).await.reason, Reason::Unverified);
+    new.check_silence().await;
+    assert_eq!(old.requests().len(), 1);
 }
 
 #[tokio::test]
