@@ -111,6 +111,7 @@ impl Bench {
         let before = self.receiver.answered_ok();
         publish(plan, Pace::Count(events), self.start, Arc::clone(&outcome)).join_all().await;
         self.until_delivered(before + outcome.accepted()).await;
+        eprintln!("  warmed up with {events} events");
     }
 
     /// Waits until so many requests were answered with success.

@@ -33,7 +33,7 @@ use super::connector::{ConnectError, Connector, OpenConnections, VettedStream};
 /// Time after which an idle connection is closed.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Idle connections to one host at most: the highest concurrency of a Webhook.
-pub(super) const IDLE_PER_HOST_MAX: usize = 64;
+pub(super) const IDLE_PER_HOST_MAX: usize = 256;
 /// How often the keeper looks for connections that ended or were idle for too long.
 const KEEPER_EVERY: Duration = Duration::from_secs(5);
 

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::{
     effects::{Effects, TallyDelta},
     maintenance,
+    recent::{self, Remembered},
     rows::{self, DedupKey, EventColumns},
     space::Room,
     writer::State,
@@ -90,7 +91,7 @@ impl Accept<'_> {
                 self.room.give_back(ns, prepared.bytes());
                 return Ok(verdict);
             }
-            self.remember(dedup)?;
+            self.state.ids.remember(dedup, recent::bucket_of(self.at), self.state.next);
         }
         let pos = self.state.next;
         self.state.next = Pos(pos.0 + 1);
@@ -122,30 +123,15 @@ impl Accept<'_> {
     /// The verdict for a publisher's id that came before, within the window.
     fn known(&self, dedup: &DedupKey) -> Result<Option<Accepted>> {
         let window_ms = i64::try_from(self.state.limits.deduplication.as_millis()).unwrap_or(i64::MAX);
-        let first = self.at.0.saturating_sub(window_ms).div_euclid(DEDUP_BUCKET_MS);
-        let mut select = self.db.prepare_cached("SELECT seq, digest FROM dedup WHERE bucket = ?1 AND h = ?2")?;
-        for bucket in self.state.dedup_buckets.range(first..).rev() {
-            let found = select.query_row((bucket, &dedup.key), |row| {
-                Ok((row.get::<_, i64>(0)?, row.get_ref(1)?.as_blob()? == dedup.digest))
-            });
-            let Some((seq, is_same)) = found.optional()? else { continue };
-            let mut wall = self.db.prepare_cached("SELECT wall FROM event WHERE seq = ?1")?;
-            // Retention may be shorter than the window: such an event is new.
-            let Some(wall_ms) = wall.query_row([seq], |row| row.get(0)).optional()? else { continue };
-            let id = self.state.epochs.id(rows::pos_of(seq), wall_ms);
-            return Ok(Some(if is_same { Accepted::Duplicate(id) } else { Accepted::Conflict(id) }));
-        }
-        Ok(None)
-    }
-
-    /// Remembers a publisher's id for the next position.
-    fn remember(&mut self, dedup: &DedupKey) -> Result<()> {
-        let bucket = self.at.0.div_euclid(DEDUP_BUCKET_MS);
-        let mut insert =
-            self.db.prepare_cached("INSERT OR REPLACE INTO dedup (bucket, h, seq, digest) VALUES (?1, ?2, ?3, ?4)")?;
-        insert.execute((bucket, &dedup.key, rows::seq_of(self.state.next), &dedup.digest))?;
-        self.state.dedup_buckets.insert(bucket);
-        Ok(())
+        let first = recent::bucket_of(StoreTime(self.at.0.saturating_sub(window_ms)));
+        let Some(Remembered { pos, digest, .. }) = self.state.ids.known(self.db, &dedup.key, first)? else {
+            return Ok(None);
+        };
+        let mut wall = self.db.prepare_cached("SELECT wall FROM event WHERE seq = ?1")?;
+        // Retention may be shorter than the window: such an event is new.
+        let wall: Option<i64> = wall.query_row([rows::seq_of(pos)], |row| row.get(0)).optional()?;
+        let id = wall.map(|wall_ms| self.state.epochs.id(pos, wall_ms));
+        Ok(id.map(|id| if digest == dedup.digest { Accepted::Duplicate(id) } else { Accepted::Conflict(id) }))
     }
 
     fn insert(&mut self, prepared: &Prepared, ns: i64, pos: Pos) -> Result<()> {

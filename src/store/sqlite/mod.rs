@@ -27,6 +27,7 @@ mod pending;
 mod queue;
 mod read;
 mod readers;
+mod recent;
 mod register;
 mod rows;
 mod space;
@@ -41,7 +42,7 @@ mod volume;
 mod writer;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     fs::File,
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
@@ -64,6 +65,7 @@ use self::{
     open::{Database, Opened},
     queue::{Ask, Command},
     readers::Readers,
+    recent::RecentIds,
     rows::Epochs,
     space::{Room, Usage},
     tally::Ledger,
@@ -127,7 +129,7 @@ impl SqliteStore {
         let checkpointer = Checkpointer::start(copier, limits.size_bytes).map_err(io_fail)?;
         let store_id = Arc::from(opened.store_id);
         let epochs = Arc::new(opened.epochs);
-        let Loaded { ledger, room, usage, dedup_buckets, first_buckets } = loaded;
+        let Loaded { ledger, room, usage, ids, first_buckets } = loaded;
         let shared = Arc::new(Shared {
             queue: queue::Queue::default(),
             clock: opened.clock,
@@ -145,7 +147,7 @@ impl SqliteStore {
             epochs: epochs.clone(),
             limits,
             namespaces: HashMap::new(),
-            dedup_buckets,
+            ids,
             first_buckets,
             targets: Vec::new(),
         };
@@ -234,7 +236,7 @@ struct Loaded {
     ledger: Ledger,
     room: Room,
     usage: Arc<Usage>,
-    dedup_buckets: BTreeSet<i64>,
+    ids: RecentIds,
     first_buckets: HashMap<HookId, i64>,
 }
 
@@ -242,21 +244,13 @@ impl Loaded {
     fn read(opened: &Opened, limits: &StoreLimits) -> rusqlite::Result<Self> {
         let db = &opened.db;
         let usage = Arc::new(Usage::default());
-        let mut dedup_buckets = BTreeSet::new();
-        // From bucket to bucket, not from row to row.
-        let mut next = db.prepare("SELECT bucket FROM dedup WHERE bucket > ?1 ORDER BY bucket LIMIT 1")?;
-        while let Some(bucket) =
-            next.query_map([dedup_buckets.last().copied().unwrap_or(i64::MIN)], |row| row.get(0))?.next().transpose()?
-        {
-            dedup_buckets.insert(bucket);
-        }
         let mut hooks = db.prepare("SELECT id, first_bucket FROM hook WHERE first_bucket IS NOT NULL")?;
         let first_buckets = hooks.query_map([], |row| Ok((HookId(row.get(0)?), row.get(1)?)))?;
         Ok(Self {
             ledger: Ledger::load(db)?,
             room: Room::load(db, usage.clone(), limits)?,
             usage,
-            dedup_buckets,
+            ids: RecentIds::load(db, recent::ROUND_IDS)?,
             first_buckets: first_buckets.collect::<rusqlite::Result<_>>()?,
         })
     }

@@ -41,10 +41,11 @@ pub struct SqliteConfig {
 /// The word in `accept_store` that lets an empty folder become a new store.
 pub const ACCEPT_NEW: &str = crate::api::ACCEPT_NEW_STORE;
 /// The version of the schema that this program writes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// From each version of the schema to the next; the first makes it from nothing.
-pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
+pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
+    [include_str!("schema.sql"), include_str!("schema-2.sql")];
 /// Name of the database in the folder of a store.
 pub const DATABASE_FILE: &str = "store.db";
 const LOCK_FILE: &str = "store.lock";

@@ -246,13 +246,18 @@ fn decode(row: &Row<'_>, epochs: &Epochs) -> Option<Arc<Event>> {
     }))
 }
 
+/// Bytes that tell ids apart.
+pub(super) const KEY_BYTES: usize = 16;
+/// Bytes that tell a repetition from another event of the same id.
+pub(super) const DIGEST_BYTES: usize = 8;
+
 /// How an event is recognized when its publisher sends it again.
 pub(super) struct DedupKey {
-    /// First 16 bytes of SHA-256 over namespace UID, source and the given id.
-    pub(super) key: [u8; 16],
-    /// First 16 bytes of SHA-256 over what a repetition has in common with the
+    /// First bytes of SHA-256 over namespace UID, source and the given id.
+    pub(super) key: [u8; KEY_BYTES],
+    /// First bytes of SHA-256 over what a repetition has in common with the
     /// first: not its time and its extensions, where a trace goes on.
-    pub(super) digest: [u8; 16],
+    pub(super) digest: [u8; DIGEST_BYTES],
 }
 
 impl DedupKey {
@@ -268,15 +273,15 @@ impl DedupKey {
     }
 }
 
-/// First 16 bytes of SHA-256 over parts, each with its length before it.
-fn hash(parts: &[&[u8]]) -> [u8; 16] {
+/// First bytes of SHA-256 over parts, each with its length before it.
+fn hash<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    let mut first = [0; 16];
-    first.copy_from_slice(&hash.finalize()[..16]);
+    let mut first = [0; N];
+    first.copy_from_slice(&hash.finalize()[..N]);
     first
 }
 

@@ -19,7 +19,7 @@ use super::{
     maintenance::Rounds,
     outcomes::Successes,
     queue::{Command, Work},
-    writer::{RolledBack, Writer},
+    writer::Writer,
 };
 use crate::{
     event::{Pos, StoreTime},
@@ -35,6 +35,15 @@ pub(super) struct Stuck {
     outcomes_max: usize,
     /// The last try failed.
     is_failing: bool,
+}
+
+/// A transaction for which there was no room: it is as if it had never begun.
+pub(super) struct RolledBack {
+    /// What was to be done, but for what events there were.
+    pub(super) work: Work,
+    /// What its publishers hear.
+    pub(super) refusal: AcceptError,
+    pub(super) error: Error,
 }
 
 /// What a transaction changes in memory before it is durable, and how it was.
@@ -82,9 +91,9 @@ impl Writer {
         }
         (self.state.next, self.state.next_attempt) = (before.next, before.next_attempt);
         // Caches of what is in the tables: what is not in them is looked up again.
-        // A bucket of publishers' ids too many holds nothing and harms nobody.
         self.state.namespaces.clear();
         self.state.first_buckets.clear();
+        self.state.ids.rolled_back();
         self.room.rolled_back();
         self.ledger.rolled_back();
         // These begin as at a start of the process.

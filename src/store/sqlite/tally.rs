@@ -172,6 +172,8 @@ impl Ledger {
                 return Ok(false);
             }
             self.round.extend(self.dirty.drain());
+            // Neighbours share pages.
+            self.round.sort_unstable();
             self.round_mark = self.mark;
             self.next_round = now.plus_ms(ROUND_EVERY_MS);
         }

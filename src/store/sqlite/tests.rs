@@ -276,8 +276,8 @@ async fn a_second_process_and_foreign_empty_and_newer_stores_are_refused() {
     assert!(!empty.path().join("store.db").exists(), "a backup can be restored there");
     empty.open_with(SqliteConfig { accept_store: Some(ACCEPT_NEW.to_owned()), ..expecting() }).unwrap();
 
-    place.database().execute("UPDATE meta SET v = 2 WHERE k = 'schema'", []).unwrap();
-    assert!(matches!(place.refusal(other()), OpenError::Newer { found: 2, .. }));
+    place.database().execute("UPDATE meta SET v = ?1 WHERE k = 'schema'", [SCHEMA_VERSION + 1]).unwrap();
+    assert!(matches!(place.refusal(other()), OpenError::Newer { found, .. } if found > SCHEMA_VERSION));
     std::fs::write(place.path().join("store.db"), vec![7; 100_000]).unwrap();
     assert!(matches!(place.refusal(other()), OpenError::Damaged { .. }));
 }
@@ -300,6 +300,48 @@ async fn the_same_id_is_a_duplicate_or_a_conflict_within_the_window_and_new_behi
     assert_eq!(store.accept(vec![given("a", "1")]).await.unwrap(), [Accepted::Duplicate(first)]);
     place.clock.pass_ms(600_000);
     assert_ne!(accept(&store, given("a", "2")).await, first);
+}
+
+#[tokio::test]
+async fn ids_outlive_a_crash_and_the_bucket_that_they_came_in() {
+    let place = Place::new();
+    let (store, _news) = place.open();
+    let first = accept(&store, given("a", "1")).await;
+    drop(store);
+    let (store, _news) = place.open();
+    assert_eq!(store.accept(vec![given("a", "1")]).await.unwrap(), [Accepted::Duplicate(first)]);
+    place.clock.pass_ms(accept::DEDUP_BUCKET_MS.unsigned_abs());
+    // One transaction writes the table, the next one clears the log.
+    accept(&store, event("one")).await;
+    accept(&store, event("two")).await;
+    let count = "SELECT (SELECT count(*) FROM dedup), (SELECT count(*) FROM dedup_log)";
+    let (written, logged): (i64, i64) =
+        place.database().query_row(count, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    assert_eq!((written, logged), (1, 0));
+    assert_eq!(store.accept(vec![given("a", "2")]).await.unwrap(), [Accepted::Conflict(first)]);
+}
+
+#[tokio::test]
+async fn a_store_of_the_first_version_opens_with_the_ids_that_it_knows() {
+    let place = Place::new();
+    let (store, _news) = place.open();
+    let first = accept(&store, given("a", "1")).await;
+    store.close().await.unwrap();
+    drop(store);
+    let db = place.database();
+    db.execute_batch(
+        "INSERT INTO dedup (bucket, h, seq, digest)
+         SELECT bucket, substr(ids, 1, 16), 1, CAST(substr(ids, 25, 8) || x'0011223344556677' AS BLOB) FROM dedup_log;
+         DROP TABLE dedup_log; UPDATE meta SET v = 1 WHERE k = 'schema'",
+    )
+    .unwrap();
+    db.execute("UPDATE dedup SET seq = ?1", [rows::seq_of(first.pos)]).unwrap();
+    drop(db);
+    let (store, _news) = place.open();
+    assert_eq!(store.accept(vec![given("a", "1")]).await.unwrap(), [Accepted::Duplicate(first)]);
+    assert_eq!(store.accept(vec![given("a", "2")]).await.unwrap(), [Accepted::Conflict(first)]);
+    store.close().await.unwrap();
+    assert_eq!(verify(&place.path().join(DATABASE_FILE)).unwrap().problems, []);
 }
 
 #[tokio::test]

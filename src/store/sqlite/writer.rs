@@ -13,7 +13,7 @@
 //! store goes on: [`super::stuck`].
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -33,10 +33,11 @@ use super::{
     open::set_meta,
     outcomes::{Record, Successes},
     queue::{Batch, Command, Queue, Reply, Taking, Work, closed},
+    recent::RecentIds,
     register::{self, Registrar},
     rows::{self, Epochs},
     space::{History, Room, Usage},
-    stuck::{Before, Stuck},
+    stuck::{Before, RolledBack, Stuck},
     tally::{self, Ledger, Tallies},
     time::StoreClock,
     told::Told,
@@ -46,8 +47,7 @@ use crate::{
     event::{Pos, StoreTime},
     runtime::clock,
     store::{
-        AcceptError, HookId, News, NewsSender, Outcome, RecordTicket, Register, Registered, Router, StoreError,
-        StoreLimits, Target,
+        HookId, News, NewsSender, Outcome, RecordTicket, Register, Registered, Router, StoreError, StoreLimits, Target,
     },
 };
 
@@ -89,8 +89,8 @@ pub(super) struct State {
     pub(super) limits: StoreLimits,
     /// Numbers of namespaces by UID.
     pub(super) namespaces: HashMap<Arc<str>, i64>,
-    /// Buckets of `dedup` that have rows.
-    pub(super) dedup_buckets: BTreeSet<i64>,
+    /// Publishers' ids.
+    pub(super) ids: RecentIds,
     /// Hooks whose `first_bucket` is at most this one.
     pub(super) first_buckets: HashMap<HookId, i64>,
     /// For the router to fill.
@@ -122,15 +122,6 @@ pub(super) struct Writer {
     pub(super) awaited_took: Duration,
     /// Whether the last transaction was one that waits for the disk.
     pub(super) is_full_sync: bool,
-}
-
-/// A transaction for which there was no room: it is as if it had never begun.
-pub(super) struct RolledBack {
-    /// What was to be done, but for what events there were.
-    pub(super) work: Work,
-    /// What its publishers hear.
-    pub(super) refusal: AcceptError,
-    pub(super) error: rusqlite::Error,
 }
 
 /// Refuses everything when the thread ends, however it ends.
@@ -165,8 +156,7 @@ impl Writer {
     }
 
     fn patience(&self) -> Duration {
-        let due = self.ledger.due().map_or(self.due, |due| due.min(self.due));
-        let left_ms = due.0.saturating_sub(self.shared.clock.now().0);
+        let left_ms = self.upkeep_due().0.saturating_sub(self.shared.clock.now().0);
         if self.shared.is_behind.load(Ordering::Relaxed) {
             return BEHIND_SLEEP;
         }
@@ -174,6 +164,11 @@ impl Writer {
             return UPKEEP_WAIT;
         }
         Duration::from_millis(u64::try_from(left_ms).unwrap_or_default()).min(SLEEP_MAX)
+    }
+
+    fn upkeep_due(&self) -> StoreTime {
+        let others = [self.ledger.due(), self.state.ids.due()];
+        others.into_iter().flatten().fold(self.due, StoreTime::min)
     }
 
     fn fail(&self, error: &rusqlite::Error, close: Option<Reply<()>>) {
@@ -237,8 +232,7 @@ impl Writer {
 
     /// Upkeep makes the log longer, which is for outcomes when it is too long.
     pub(super) fn has_upkeep(&self, now: StoreTime) -> bool {
-        let is_due = self.due <= now || self.ledger.due().is_some_and(|due| due <= now);
-        is_due && !self.shared.is_behind.load(Ordering::Relaxed)
+        self.upkeep_due() <= now && !self.shared.is_behind.load(Ordering::Relaxed)
     }
 
     fn configure(&mut self, limits: StoreLimits) -> Result<()> {
@@ -310,6 +304,7 @@ impl Writer {
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         if has_upkeep {
             self.ledger.write_rows(&self.db, now, self.state.next)?;
+            self.state.ids.upkeep(&self.db, now)?;
             if self.due <= now {
                 self.maintain(now, is_awaited, effects)?;
             }
@@ -329,6 +324,7 @@ impl Writer {
     /// What a transaction means, now that it is durable.
     fn committed(&mut self, effects: Effects, entry: Option<i64>, work: Work) -> Result<()> {
         self.ledger.committed(&effects.deltas, entry);
+        self.state.ids.committed();
         self.metrics.committed(&effects);
         if !effects.routes.is_empty() {
             self.router.apply(&effects.routes);
@@ -488,6 +484,7 @@ impl Writer {
             batch.verdict = Some(accept.batch(std::mem::take(&mut batch.events))?);
         }
         accept.added.write(&self.db)?;
+        accept.state.ids.append(&self.db, at)?;
         if accept.has_scans {
             (self.due, self.is_upkeep_spare) = (StoreTime(0), false);
         }
