@@ -105,7 +105,7 @@ pub(super) struct Globals {
 
 /// The dispatcher without a shell.
 pub(super) struct Engine {
-    pub(super) hooks: HashMap<HookId, Hook>,
+    pub(super) hooks: HashMap<HookId, Box<Hook>>,
     pub(super) globals: Globals,
 }
 
@@ -298,7 +298,7 @@ impl Engine {
 
     pub(super) fn drop_if_removed(&mut self, id: HookId) {
         let is_over = |hook: &Hook| hook.is_removed && hook.flying.is_empty() && hook.recording.is_empty();
-        if self.hooks.get(&id).is_some_and(is_over)
+        if self.hooks.get(&id).is_some_and(|hook| is_over(hook))
             && let Some(mut hook) = self.hooks.remove(&id)
         {
             self.globals.unload(&mut hook);

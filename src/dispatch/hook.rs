@@ -171,9 +171,10 @@ pub(super) struct Hook {
 }
 
 impl Hook {
-    /// A hook that only the store has spoken of so far: nothing is sent.
-    pub(super) fn unknown(id: HookId, before: Pos) -> Self {
-        Self {
+    /// A hook that only the store has spoken of so far: nothing is sent. Boxed: a
+    /// map that has grown has room for twice as many.
+    pub(super) fn unknown(id: HookId, before: Pos) -> Box<Self> {
+        Box::new(Self {
             id,
             namespace: "".into(),
             webhook: None,
@@ -216,7 +217,7 @@ impl Hook {
             in_suspects: false,
             in_questions: false,
             takes_due_next: false,
-        }
+        })
     }
 
     /// Takes the view of the index over. True if it is another generation of

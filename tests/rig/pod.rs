@@ -87,6 +87,7 @@ impl Pod {
             .arg("--insecure-allow-loopback")
             .env("KUBECONFIG", path.join("kubeconfig"))
             .env("MALLOC_ARENA_MAX", "2")
+            .env("MIMALLOC_PURGE_DELAY", "100")
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())

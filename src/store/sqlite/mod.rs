@@ -30,6 +30,7 @@ mod readers;
 mod recent;
 mod register;
 mod rows;
+mod slack;
 mod space;
 mod stuck;
 mod tally;
@@ -67,6 +68,7 @@ use self::{
     readers::Readers,
     recent::RecentIds,
     rows::Epochs,
+    slack::Slack,
     space::{Room, Usage},
     tally::Ledger,
     volume::Volume,
@@ -169,6 +171,7 @@ impl SqliteStore {
             is_upkeep_spare: false,
             awaited_took: Duration::ZERO,
             is_full_sync: true,
+            slack: Slack::new(crate::runtime::clock::monotonic()),
         };
         writer.look_at_volume().map_err(&fail)?;
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());

@@ -36,6 +36,7 @@ use super::{
     recent::RecentIds,
     register::{self, Registrar},
     rows::{self, Epochs},
+    slack::Slack,
     space::{History, Room, Usage},
     stuck::{Before, RolledBack, Stuck},
     tally::{self, Ledger, Tallies},
@@ -122,6 +123,7 @@ pub(super) struct Writer {
     pub(super) awaited_took: Duration,
     /// Whether the last transaction was one that waits for the disk.
     pub(super) is_full_sync: bool,
+    pub(super) slack: Slack,
 }
 
 /// Refuses everything when the thread ends, however it ends.
@@ -214,8 +216,10 @@ impl Writer {
             }
             self.look_at_volume()?;
             self.look_at_log()?;
+            self.slack.busy(clock::monotonic());
         } else {
             self.look_at_volume()?;
+            self.slack.idle(&self.db, clock::monotonic())?;
             if self.shared.is_behind.load(Ordering::Relaxed) {
                 self.look_at_log()?;
             }
