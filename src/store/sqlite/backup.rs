@@ -20,7 +20,7 @@ use rusqlite::{
 };
 
 use super::{
-    open::{self, DATABASE_FILE, OpenError, begin_epoch, set_meta},
+    open::{self, DATABASE_FILE, MIGRATIONS, OpenError, SCHEMA_VERSION, begin_epoch, set_meta},
     verify::{Problem, Verification, verify, verify_database},
 };
 
@@ -88,7 +88,8 @@ pub fn backup(folder: &Path, file: &Path) -> Result<(), BackupError> {
     partial.publish(file)
 }
 
-/// Makes a store of a backup. Tells what is in it, under its new id.
+/// Makes a store of a backup, which may be of an older version. Tells what is in
+/// it, under its new id.
 ///
 /// # Guarantees
 /// The folder holds a whole store afterwards, or none.
@@ -117,6 +118,10 @@ pub fn restore(file: &Path, folder: &Path, pool: &str, store_id: &str) -> Result
         copy(&source, &partial.0)?;
         let mut copied = Connection::open(&partial.0)?;
         let transaction = copied.transaction()?;
+        for migration in MIGRATIONS.iter().skip(found.schema as usize) {
+            transaction.execute_batch(migration)?;
+        }
+        set_meta(&transaction, "schema", SCHEMA_VERSION)?;
         begin_epoch(&transaction)?;
         set_meta(&transaction, "store", store_id)?;
         set_meta(&transaction, "pool", pool)?;

@@ -337,11 +337,21 @@ async fn a_store_of_the_first_version_opens_with_the_ids_that_it_knows() {
     .unwrap();
     db.execute("UPDATE dedup SET seq = ?1", [rows::seq_of(first.pos)]).unwrap();
     drop(db);
-    let (store, _news) = place.open();
-    assert_eq!(store.accept(vec![given("a", "1")]).await.unwrap(), [Accepted::Duplicate(first)]);
-    assert_eq!(store.accept(vec![given("a", "2")]).await.unwrap(), [Accepted::Conflict(first)]);
-    store.close().await.unwrap();
-    assert_eq!(verify(&place.path().join(DATABASE_FILE)).unwrap().problems, []);
+    let old = place.path().join("old.db");
+    backup(place.path(), &old).unwrap();
+    let verified = verify(&old).unwrap();
+    assert_eq!((verified.schema, verified.problems), (1, vec![]));
+    let restored = Place::new();
+    assert_eq!(restore(&old, restored.path(), "default", "00ff").unwrap().schema, SCHEMA_VERSION);
+
+    for place in [place, restored] {
+        let accept_store = Some("00ff".to_owned());
+        let (store, _news) = place.open_with(SqliteConfig { accept_store, ..place.config() }).unwrap();
+        assert_eq!(store.accept(vec![given("a", "1")]).await.unwrap(), [Accepted::Duplicate(first)]);
+        assert_eq!(store.accept(vec![given("a", "2")]).await.unwrap(), [Accepted::Conflict(first)]);
+        store.close().await.unwrap();
+        assert_eq!(verify(&place.path().join(DATABASE_FILE)).unwrap().problems, []);
+    }
 }
 
 #[tokio::test]

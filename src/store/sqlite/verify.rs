@@ -57,7 +57,7 @@ pub enum Problem {
     NoStore,
     /// The schema is not the one of this program.
     #[error(
-        "the schema has version {0}, and this program writes version {SCHEMA_VERSION}; use the version of Posthorn that wrote it"
+        "the schema has version {0}, and this program knows up to {SCHEMA_VERSION}; use the newer version of Posthorn that wrote it"
     )]
     Schema(u32),
     /// Events do not fit their checksum.
@@ -121,11 +121,11 @@ pub(super) fn verify_database(db: &Connection) -> Result<Verification> {
     // One snapshot, so that the counts fit each other.
     let snapshot = db.unchecked_transaction()?;
     let Some(epochs) = identity(&snapshot, &mut found)? else { return Ok(found) };
-    if found.schema != SCHEMA_VERSION {
+    if !(1..=SCHEMA_VERSION).contains(&found.schema) {
         found.problems.push(Problem::Schema(found.schema));
         return Ok(found);
     }
-    if schema(&snapshot)? != expected_schema()? {
+    if schema(&snapshot)? != expected_schema(found.schema)? {
         found.problems.push(Problem::Structure("the text of the schema is another one".to_owned()));
         return Ok(found);
     }
@@ -179,9 +179,9 @@ fn schema(db: &Connection) -> Result<Vec<(String, Option<String>)>> {
     rows.collect()
 }
 
-fn expected_schema() -> Result<Vec<(String, Option<String>)>> {
+fn expected_schema(version: u32) -> Result<Vec<(String, Option<String>)>> {
     let db = Connection::open_in_memory()?;
-    for migration in MIGRATIONS {
+    for migration in MIGRATIONS.iter().take(version as usize) {
         db.execute_batch(migration)?;
     }
     schema(&db)
