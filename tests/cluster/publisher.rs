@@ -17,9 +17,9 @@ use crate::{
 pub const AUDIENCE: &str = "posthorn";
 /// How long a right that was just granted may take to count: the API server
 /// learns of it by a watch, and ingest keeps a refusal for 5 s.
-const GRANT_LIMIT: Duration = Duration::from_secs(30);
+pub const GRANT_LIMIT: Duration = Duration::from_secs(30);
 /// Time between two tries while waiting for the right.
-const GRANT_POLL: Duration = Duration::from_millis(500);
+pub const GRANT_POLL: Duration = Duration::from_millis(500);
 
 /// A ServiceAccount that publishes.
 pub struct Publisher {

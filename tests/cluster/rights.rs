@@ -1,5 +1,8 @@
 //! Who may do what: the ValidatingAdmissionPolicies and the aggregated roles.
 
+use std::time::Instant;
+
+use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use kube::{
     Api, Client, ResourceExt,
     api::{Patch, PatchParams, PostParams},
@@ -7,7 +10,10 @@ use kube::{
 use posthorn::api::Webhook;
 use serde_json::{Value, json};
 
-use crate::support::{Scope, client_as, in_namespace};
+use crate::{
+    publisher::{GRANT_LIMIT, GRANT_POLL},
+    support::{Scope, client_as, in_namespace},
+};
 
 /// Gives a user the role `edit` for Posthorn's kinds here, and `get` on the
 /// named Secrets only.
@@ -29,7 +35,36 @@ async fn limited_user(scope: &Scope, secrets: &[&str]) -> Client {
     for object in [role, binding] {
         scope.apply_one(object).await.unwrap();
     }
-    client_as(&user).await
+    let client = client_as(&user).await;
+    // The API server hears of the binding a moment later.
+    until_may(&client, &scope.namespace, "posthorn.dev", "webhooks", None, "patch").await;
+    for secret in secrets {
+        until_may(&client, &scope.namespace, "", "secrets", Some(secret), "get").await;
+    }
+    client
+}
+
+/// Waits until the user may do this.
+async fn until_may(client: &Client, namespace: &str, group: &str, resource: &str, name: Option<&str>, verb: &str) {
+    let review: SelfSubjectAccessReview = serde_json::from_value(json!({"spec": {"resourceAttributes": {
+        "namespace": namespace, "group": group, "resource": resource, "name": name, "verb": verb
+    }}}))
+    .unwrap();
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let start = Instant::now();
+    loop {
+        let answer = reviews.create(&PostParams::default(), &review).await.unwrap();
+        if answer.status.is_some_and(|status| status.allowed) {
+            return;
+        }
+        assert!(start.elapsed() < GRANT_LIMIT, "no right to {verb} {resource} within {GRANT_LIMIT:?}");
+        tokio::time::sleep(GRANT_POLL).await;
+    }
+}
+
+/// That the policy refused, and not the lack of a right.
+fn assert_policy(refused: &str, secret: &str) {
+    assert!(refused.contains("ValidatingAdmissionPolicy") && refused.contains(secret), "{refused}");
 }
 
 fn webhook(name: &str, spec: Value) -> Webhook {
@@ -71,14 +106,13 @@ fn who_may_not_read_a_secret_may_not_name_it() {
         };
         for field in ["signing", "previous", "urlFrom", "headersFrom", "ca", "client"] {
             let refused = create(&api, &naming(&format!("theirs-{}", field.to_lowercase()), "theirs", field)).await;
-            let message = refused.expect_err(field);
-            assert!(message.contains("theirs"), "{field}: {message}");
+            assert_policy(&refused.expect_err(field), "theirs");
             create(&api, &naming(&format!("mine-{}", field.to_lowercase()), "mine", field)).await.expect(field);
         }
         let made = create(&api, &webhook("made", json!({"url": url})))
             .await
             .expect_err("the Secret that the controller makes");
-        assert!(made.contains("made-signing"), "{made}");
+        assert_policy(&made, "made-signing");
     });
 }
 
@@ -99,7 +133,7 @@ fn who_may_not_read_a_secret_may_not_change_where_it_is_sent() {
             .await
             .expect_err("an edit of the URL")
             .to_string();
-        assert!(refused.contains("theirs"), "{refused}");
+        assert_policy(&refused, "theirs");
         let label = Patch::Merge(json!({"metadata": {"labels": {"team": "shop"}}}));
         tenant.patch("theirs", &PatchParams::default(), &label).await.expect("a label does not send anything anywhere");
         owner.patch("theirs", &PatchParams::default(), &elsewhere).await.expect("the owner may");

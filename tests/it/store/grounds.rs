@@ -1,11 +1,14 @@
 //! The stores that the suite runs on.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use futures::{FutureExt, future::BoxFuture};
 use posthorn::store::{
     StoreLimits, news_channel,
-    sqlite::{SqliteConfig, SqliteStore, StoreMetrics},
+    sqlite::{OpenError, SqliteConfig, SqliteStore, StoreMetrics},
 };
 use tempfile::TempDir;
 
@@ -15,6 +18,9 @@ use super::{
     router::PatternRouter,
     world::{Ground, Opened},
 };
+
+/// How long the lock of a store that was dropped may stay.
+const LOCK_LEFT_WITHIN: Duration = Duration::from_secs(10);
 
 /// The model in memory.
 pub struct ModelGround {
@@ -79,8 +85,19 @@ impl SqliteGround {
 impl Ground for SqliteGround {
     fn open(&mut self) -> BoxFuture<'_, Opened> {
         async {
-            let (sender, news) = news_channel();
-            let store = SqliteStore::open(self.config(), Box::new(PatternRouter::default()), sender).unwrap();
+            let begun = Instant::now();
+            let (store, news) = loop {
+                let (sender, news) = news_channel();
+                match SqliteStore::open(self.config(), Box::new(PatternRouter::default()), sender) {
+                    Ok(store) => break (store, news),
+                    // Another test of this process starts a program: until that is
+                    // loaded, it has every file of the parent open, this lock too.
+                    Err(OpenError::Locked { .. }) if begun.elapsed() < LOCK_LEFT_WITHIN => {
+                        tokio::task::yield_now().await
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            };
             Opened { ingest: store.clone(), partition: store.clone(), history: store, news }
         }
         .boxed()
