@@ -112,6 +112,7 @@ every_store! {
     a_replay_with_a_rate_takes_its_time_and_can_be_cancelled,
     a_replayed_delivery_is_owed_for_its_full_age_again,
     a_replay_of_nothing_is_complete,
+    what_ended_has_ended_for_a_replay_though_another_one_opens_it_again,
     a_replay_waits_for_what_was_pending_already_and_does_not_count_it,
     retention_touches_nothing_that_is_owed,
     }

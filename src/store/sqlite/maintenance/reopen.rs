@@ -117,24 +117,11 @@ impl Replays {
             .prepare_cached("SELECT seq, state FROM replay_item WHERE scan = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3")?
             .query_map((replay.id, look.seq, STEP_ROWS_MAX), |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<Result<_>>()?;
-        let (mut done, mut dead) = (0, 0);
         for &(seq, state) in &items {
             look.seq = seq;
-            if state == item::OPEN || is_pending(step.tx, replay.hook, seq)? {
-                continue;
+            if state != item::OPEN && !is_pending(step.tx, replay.hook, seq)? {
+                end_item(step, (replay.id, replay.hook), seq, state)?;
             }
-            step.tx
-                .prepare_cached("DELETE FROM replay_item WHERE scan = ?1 AND seq = ?2")?
-                .execute((replay.id, seq))?;
-            if state == item::REOPENED {
-                done += 1;
-                dead += i64::from(is_dead(step, replay.hook, seq)?);
-            }
-        }
-        if done > 0 {
-            step.tx
-                .prepare_cached("UPDATE scan SET done = done + ?2, dead = dead + ?3 WHERE id = ?1")?
-                .execute((replay.id, done, dead))?;
         }
         if items.len() < STEP_ROWS_MAX {
             let took_ms = step.now.0 - look.begun_at.0;
@@ -147,6 +134,32 @@ impl Replays {
         }
         Ok(true)
     }
+}
+
+/// The Delivery of an item is not pending any more.
+fn end_item(step: &Step<'_>, (scan, hook): (i64, i64), seq: i64, state: i64) -> Result<()> {
+    set_item(step, scan, seq, None)?;
+    if state == item::REOPENED {
+        let dead = is_dead(step, hook, seq)?;
+        step.tx
+            .prepare_cached("UPDATE scan SET done = done + 1, dead = dead + ?2 WHERE id = ?1")?
+            .execute((scan, dead))?;
+    }
+    Ok(())
+}
+
+/// Other Replays waited for a Delivery that has ended and is about to be opened
+/// again: for them it stays ended, though they did not look since.
+fn end_for_others(step: &Step<'_>, replay: &Running, seq: i64) -> Result<()> {
+    let others: Vec<(i64, i64)> = step
+        .tx
+        .prepare_cached(
+            "SELECT s.id, i.state FROM scan s CROSS JOIN replay_item i ON i.scan = s.id AND i.seq = ?3
+             WHERE s.hook = ?1 AND s.kind = 'replay' AND s.state < 3 AND s.id <> ?2 AND i.state <> 0",
+        )?
+        .query_map((replay.hook, replay.id, seq), |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_>>()?;
+    others.into_iter().try_for_each(|(scan, state)| end_item(step, (scan, replay.hook), seq, state))
 }
 
 fn has_items(step: &Step<'_>, scan: i64) -> Result<bool> {
@@ -242,6 +255,7 @@ fn reopen(step: &mut Step<'_>, pins: &mut Pins, replay: &Running, subs: &[i64], 
     if is_pending(step.tx, hook, seq)? {
         return Ok(Some(item::PENDING));
     }
+    end_for_others(step, replay, seq)?;
     let since = Some(step.now.0);
     let dead = step
         .tx

@@ -333,6 +333,23 @@ pub async fn retention_touches_nothing_that_is_owed(mut w: World) {
     w.totals().await;
 }
 
+pub async fn what_ended_has_ended_for_a_replay_though_another_one_opens_it_again(w: World) {
+    let hook = w.wanting("h", "*").await;
+    let all = w.publish_many("a", 2).await;
+    w.kill(hook, all[0], 0).await;
+    let first = replay_order("first", hook, ReplayWhat::Events(all.clone()));
+    w.replay(first.clone()).await;
+    w.settles_owed(hook, &all).await;
+    // Both end, and are opened again before anybody looks.
+    w.kill(hook, all[0], 0).await;
+    w.deliver(hook, all[1], 0).await;
+    let second = replay_order("second", hook, ReplayWhat::Events(all.clone()));
+    w.replay(second.clone()).await;
+    w.settles_owed(hook, &all).await;
+    w.settles_replay(&first, (ReplayState::Complete, 2, 1, 1, 1)).await;
+    w.settles_replay(&second, (ReplayState::Sending, 2, 2, 0, 0)).await;
+}
+
 pub async fn a_replay_waits_for_what_was_pending_already_and_does_not_count_it(w: World) {
     let hook = w.wanting("h", "*").await;
     let pos = w.publish("a").await;
