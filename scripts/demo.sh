@@ -63,7 +63,7 @@ until_equal() {
   local text=$1 wanted=$2 now="" before="" deadline=$((SECONDS + EVENTS_SECONDS_MAX))
   shift 2
   while now=$("$@" 2>&1 || true) && [ "$now" != "$wanted" ]; do
-    [ "$now" = "$before" ] || printf '%s  %s: %s of %s\n' "$(date +%T)" "$text" "$now" "$wanted"
+    [ "$now" = "$before" ] || printf '%s  %s: %s, to become %s\n' "$(date +%T)" "$text" "$now" "$wanted"
     before=$now
     [ $SECONDS -lt $deadline ] || die "$text: still ${now:-nothing}, not $wanted, after $EVENTS_SECONDS_MAX s"
     sleep 1
