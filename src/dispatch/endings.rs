@@ -290,7 +290,7 @@ impl Globals {
     }
 
     /// A place among the suspects is free.
-    fn wake_suspect(&mut self, hooks: &mut std::collections::HashMap<crate::store::HookId, Box<Hook>>) {
+    fn wake_suspect(&mut self, hooks: &mut super::engine::Hooks) {
         while self.suspects < super::engine::SUSPECTS_MAX {
             let Some(id) = self.suspect_ring.pop_front() else { break };
             let Some(hook) = hooks.get_mut(&id) else { continue };

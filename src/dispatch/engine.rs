@@ -103,9 +103,12 @@ pub(super) struct Globals {
     pub(super) metrics: DispatchMetrics,
 }
 
+/// Every hook that is known. Boxed: a map that has grown has room for twice as many.
+pub(super) type Hooks = HashMap<HookId, Box<Hook>>;
+
 /// The dispatcher without a shell.
 pub(super) struct Engine {
-    pub(super) hooks: HashMap<HookId, Box<Hook>>,
+    pub(super) hooks: Hooks,
     pub(super) globals: Globals,
 }
 

@@ -171,8 +171,7 @@ pub(super) struct Hook {
 }
 
 impl Hook {
-    /// A hook that only the store has spoken of so far: nothing is sent. Boxed: a
-    /// map that has grown has room for twice as many.
+    /// A hook that only the store has spoken of so far: nothing is sent.
     pub(super) fn unknown(id: HookId, before: Pos) -> Box<Self> {
         Box::new(Self {
             id,

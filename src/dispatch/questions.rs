@@ -393,7 +393,7 @@ impl Globals {
     }
 
     /// Lets hooks that wait for room for bodies take their turn again.
-    fn wake_fetchers(&mut self, hooks: &mut std::collections::HashMap<HookId, Box<Hook>>) {
+    fn wake_fetchers(&mut self, hooks: &mut super::engine::Hooks) {
         for _ in 0..FETCH_TURNS {
             let Some(id) = self.fetch_ring.pop_front() else { break };
             if let Some(hook) = hooks.get_mut(&id) {

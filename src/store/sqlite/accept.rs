@@ -19,9 +19,6 @@ use crate::{
     store::{AcceptError, Accepted, HookId, INLINE_TARGETS_MAX, NewEvent, News, OwedRow, RouteKey, Router, Target},
 };
 
-/// Milliseconds of a bucket of publishers' ids.
-pub(super) const DEDUP_BUCKET_MS: i64 = 5 * 60 * 1000;
-
 /// An event with what was computed before the writer had it.
 pub(super) struct Prepared {
     pub(super) event: NewEvent,
@@ -122,8 +119,7 @@ impl Accept<'_> {
 
     /// The verdict for a publisher's id that came before, within the window.
     fn known(&self, dedup: &DedupKey) -> Result<Option<Accepted>> {
-        let window_ms = i64::try_from(self.state.limits.deduplication.as_millis()).unwrap_or(i64::MAX);
-        let first = recent::bucket_of(StoreTime(self.at.0.saturating_sub(window_ms)));
+        let first = recent::first_bucket(self.at, self.state.limits.deduplication);
         let Some(Remembered { pos, digest, .. }) = self.state.ids.known(self.db, &dedup.key, first)? else {
             return Ok(None);
         };

@@ -20,7 +20,7 @@ use rusqlite::{
 };
 
 use super::{
-    open::{self, DATABASE_FILE, MIGRATIONS, OpenError, SCHEMA_VERSION, begin_epoch, set_meta},
+    open::{self, DATABASE_FILE, OpenError, SCHEMA_VERSION, begin_epoch, bring_over, set_meta},
     verify::{Problem, Verification, verify, verify_database},
 };
 
@@ -118,9 +118,7 @@ pub fn restore(file: &Path, folder: &Path, pool: &str, store_id: &str) -> Result
         copy(&source, &partial.0)?;
         let mut copied = Connection::open(&partial.0)?;
         let transaction = copied.transaction()?;
-        for migration in MIGRATIONS.iter().skip(found.schema as usize) {
-            transaction.execute_batch(migration)?;
-        }
+        bring_over(&transaction, found.schema, SCHEMA_VERSION)?;
         set_meta(&transaction, "schema", SCHEMA_VERSION)?;
         begin_epoch(&transaction)?;
         set_meta(&transaction, "store", store_id)?;

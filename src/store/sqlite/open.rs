@@ -44,8 +44,7 @@ pub const ACCEPT_NEW: &str = crate::api::ACCEPT_NEW_STORE;
 pub const SCHEMA_VERSION: u32 = 2;
 
 /// From each version of the schema to the next; the first makes it from nothing.
-pub(super) const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
-    [include_str!("schema.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql"), include_str!("schema-2.sql")];
 /// Name of the database in the folder of a store.
 pub const DATABASE_FILE: &str = "store.db";
 const LOCK_FILE: &str = "store.lock";
@@ -299,6 +298,12 @@ fn check_identity(config: &SqliteConfig, db: &Connection) -> Result<(), OpenErro
     })
 }
 
+/// Brings the tables from one version of the schema, 0 for none, to another.
+pub(super) fn bring_over(db: &Connection, from: u32, to: u32) -> rusqlite::Result<()> {
+    let steps = MIGRATIONS.iter().take(to as usize).skip(from as usize);
+    steps.into_iter().try_for_each(|migration| db.execute_batch(migration))
+}
+
 /// Each step in a transaction of its own, so that a crash repeats one step only.
 fn migrate(config: &SqliteConfig, db: &mut Connection) -> Result<(), OpenError> {
     let fail = OpenError::database(&config.folder);
@@ -308,8 +313,10 @@ fn migrate(config: &SqliteConfig, db: &mut Connection) -> Result<(), OpenError> 
             true => meta(&transaction, "schema").map_err(&fail)?.unwrap_or_default(),
             false => 0,
         };
-        let Some(migration) = MIGRATIONS.get(version as usize) else { return Ok(()) };
-        transaction.execute_batch(migration).map_err(&fail)?;
+        if version >= SCHEMA_VERSION {
+            return Ok(());
+        }
+        bring_over(&transaction, version, version + 1).map_err(&fail)?;
         if version == 0 {
             let id: String = clock::random_bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
             set_meta(&transaction, "store", id).map_err(&fail)?;

@@ -10,16 +10,18 @@
 //! # An entry of the log
 //! 32 bytes an id, little endian: key (16), position (8), digest (8).
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use rusqlite::{Connection, Result};
 
-use super::{
-    accept::DEDUP_BUCKET_MS,
-    rows::{self, DIGEST_BYTES, DedupKey, KEY_BYTES},
-};
+use super::rows::{self, DIGEST_BYTES, DedupKey, KEY_BYTES, part};
 use crate::event::{Pos, StoreTime};
 
+/// Milliseconds of a bucket of publishers' ids.
+pub(super) const DEDUP_BUCKET_MS: i64 = 5 * 60 * 1000;
 /// Ids in memory that begin a round: so many share some four to a page of the
 /// 3 million that a bucket gets at 10,000 a second.
 pub(super) const ROUND_IDS: usize = 96 * 1024;
@@ -70,8 +72,7 @@ pub(super) struct RecentIds {
 struct UnderWay {
     /// Ids that it added, and what was known of them before.
     added: Vec<(Key, Option<Remembered>)>,
-    /// How many of these are in the log.
-    logged: usize,
+    /// Its entry of the log.
     entry: Option<i64>,
     written: Vec<(Key, i64, Pos)>,
     has_removed: bool,
@@ -134,10 +135,10 @@ impl RecentIds {
         self.first_bucket = self.first_bucket.or(Some(bucket));
     }
 
-    /// Appends to the log what this transaction added in a bucket, and goes on with
-    /// the round in proportion.
+    /// Appends to the log what this transaction added, all in one bucket, and goes on
+    /// with the round in proportion. To be called once, when it has added everything.
     pub(super) fn append(&mut self, db: &Connection, now: StoreTime) -> Result<()> {
-        let added = &self.under_way.added[self.under_way.logged..];
+        let added = &self.under_way.added;
         let rows = added.len() * ROUND_ROWS_FOR_ADDED;
         if rows == 0 {
             return Ok(());
@@ -148,12 +149,13 @@ impl RecentIds {
             bytes.extend(remembered.pos.0.to_le_bytes());
             bytes.extend(remembered.digest);
         }
-        let id = self.under_way.entry.unwrap_or(self.mark) + 1;
-        let bucket = bucket_of(now);
-        db.prepare_cached("INSERT INTO dedup_log (id, bucket, ids) VALUES (?1, ?2, ?3)")?
-            .execute((id, bucket, bytes))?;
+        let id = self.mark + 1;
+        db.prepare_cached("INSERT INTO dedup_log (id, bucket, ids) VALUES (?1, ?2, ?3)")?.execute((
+            id,
+            bucket_of(now),
+            bytes,
+        ))?;
         self.under_way.entry = Some(id);
-        self.under_way.logged = self.under_way.added.len();
         self.write(db, rows)
     }
 
@@ -208,7 +210,7 @@ impl RecentIds {
 
     /// The transaction is durable.
     pub(super) fn committed(&mut self) {
-        let UnderWay { added: _, logged: _, entry, written, has_removed } = std::mem::take(&mut self.under_way);
+        let UnderWay { added: _, entry, written, has_removed } = std::mem::take(&mut self.under_way);
         self.mark = entry.unwrap_or(self.mark);
         let is_end = !written.is_empty() && self.round.is_empty();
         for (key, _, pos) in written {
@@ -246,12 +248,13 @@ pub(super) const fn bucket_of(at: StoreTime) -> i64 {
     at.0.div_euclid(DEDUP_BUCKET_MS)
 }
 
+/// The oldest bucket that a window reaches back to.
+pub(super) fn first_bucket(now: StoreTime, window: Duration) -> i64 {
+    let window_ms = i64::try_from(window.as_millis()).unwrap_or(i64::MAX);
+    bucket_of(StoreTime(now.0.saturating_sub(window_ms)))
+}
+
 fn decode(bytes: &[u8], bucket: i64) -> impl Iterator<Item = (Key, Remembered)> + '_ {
-    fn part<const N: usize>(entry: &[u8], at: usize) -> [u8; N] {
-        let mut part = [0; N];
-        part.copy_from_slice(&entry[at..at + N]);
-        part
-    }
     bytes.chunks_exact(ENTRY_BYTES).map(move |entry| {
         let pos = Pos(u64::from_le_bytes(part(entry, KEY_BYTES)));
         (part(entry, 0), Remembered { bucket, pos, digest: part(entry, KEY_BYTES + 8) })
@@ -262,13 +265,16 @@ fn decode(bytes: &[u8], bucket: i64) -> impl Iterator<Item = (Key, Remembered)> 
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::open::MIGRATIONS, *};
+    use super::{
+        super::open::{SCHEMA_VERSION, bring_over},
+        *,
+    };
 
     const LIMIT: usize = 8;
 
     fn database() -> Connection {
         let db = Connection::open_in_memory().unwrap();
-        MIGRATIONS.iter().for_each(|migration| db.execute_batch(migration).unwrap());
+        bring_over(&db, 0, SCHEMA_VERSION).unwrap();
         db
     }
 

@@ -246,6 +246,13 @@ fn decode(row: &Row<'_>, epochs: &Epochs) -> Option<Arc<Event>> {
     }))
 }
 
+/// The `N` bytes of an entry from `at` on, which it must have.
+pub(super) fn part<const N: usize>(entry: &[u8], at: usize) -> [u8; N] {
+    let mut part = [0; N];
+    part.copy_from_slice(&entry[at..at + N]);
+    part
+}
+
 /// Bytes that tell ids apart.
 pub(super) const KEY_BYTES: usize = 16;
 /// Bytes that tell a repetition from another event of the same id.
@@ -280,9 +287,7 @@ fn hash<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    let mut first = [0; N];
-    first.copy_from_slice(&hash.finalize()[..N]);
-    first
+    part(&hash.finalize(), 0)
 }
 
 /// Writes an owed Delivery. False if it is owed already.

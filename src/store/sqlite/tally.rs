@@ -19,7 +19,10 @@ use std::{
 
 use rusqlite::{Connection, OptionalExtension, Result};
 
-use super::effects::{LastAttempt, TallyDelta, TotalsDelta};
+use super::{
+    effects::{LastAttempt, TallyDelta, TotalsDelta},
+    rows::part,
+};
 use crate::{
     event::{Pos, StoreTime},
     store::{DiscardReason, HookId, Tally, TallyPage, TallyRevision},
@@ -278,11 +281,6 @@ fn encode(deltas: &[TallyDelta]) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Vec<TallyDelta> {
-    fn part<const N: usize>(entry: &[u8], at: usize) -> [u8; N] {
-        let mut part = [0; N];
-        part.copy_from_slice(&entry[at..at + N]);
-        part
-    }
     let entry = |entry: &[u8]| {
         let change = |index: usize| i64::from(i32::from_le_bytes(part(entry, 8 + 4 * index)));
         let last = LastAttempt { ms: i64::from_le_bytes(part(entry, 24)), code: u16::from_le_bytes(part(entry, 32)) };

@@ -310,7 +310,7 @@ async fn ids_outlive_a_crash_and_the_bucket_that_they_came_in() {
     drop(store);
     let (store, _news) = place.open();
     assert_eq!(store.accept(vec![given("a", "1")]).await.unwrap(), [Accepted::Duplicate(first)]);
-    place.clock.pass_ms(accept::DEDUP_BUCKET_MS.unsigned_abs());
+    place.clock.pass_ms(recent::DEDUP_BUCKET_MS.unsigned_abs());
     // One transaction writes the table, the next one clears the log.
     accept(&store, event("one")).await;
     accept(&store, event("two")).await;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags, Result};
 use super::{
     effects::BUCKET_SHIFT,
     maintenance::EVENT_BYTES,
-    open::{MIGRATIONS, SCHEMA_VERSION, meta},
+    open::{SCHEMA_VERSION, bring_over, meta},
     rows::{Epochs, damaged},
     tally::{Ledger, discarded_key},
 };
@@ -181,9 +181,7 @@ fn schema(db: &Connection) -> Result<Vec<(String, Option<String>)>> {
 
 fn expected_schema(version: u32) -> Result<Vec<(String, Option<String>)>> {
     let db = Connection::open_in_memory()?;
-    for migration in MIGRATIONS.iter().take(version as usize) {
-        db.execute_batch(migration)?;
-    }
+    bring_over(&db, 0, version)?;
     schema(&db)
 }
 

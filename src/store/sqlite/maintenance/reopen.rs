@@ -150,16 +150,26 @@ fn end_item(step: &Step<'_>, (scan, hook): (i64, i64), seq: i64, state: i64) -> 
 
 /// Other Replays waited for a Delivery that has ended and is about to be opened
 /// again: for them it stays ended, though they did not look since.
-fn end_for_others(step: &Step<'_>, replay: &Running, seq: i64) -> Result<()> {
-    let others: Vec<(i64, i64)> = step
-        .tx
-        .prepare_cached(
-            "SELECT s.id, i.state FROM scan s CROSS JOIN replay_item i ON i.scan = s.id AND i.seq = ?3
-             WHERE s.hook = ?1 AND s.kind = 'replay' AND s.state < 3 AND s.id <> ?2 AND i.state <> 0",
-        )?
-        .query_map((replay.hook, replay.id, seq), |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_>>()?;
-    others.into_iter().try_for_each(|(scan, state)| end_item(step, (scan, replay.hook), seq, state))
+fn end_for_others(step: &Step<'_>, replay: &Running, others: &[i64], seq: i64) -> Result<()> {
+    for scan in others {
+        let state: Option<i64> = step
+            .tx
+            .prepare_cached("SELECT state FROM replay_item WHERE scan = ?1 AND seq = ?2")?
+            .query_row((scan, seq), |row| row.get(0))
+            .optional()?;
+        if let Some(state) = state.filter(|state| *state != item::OPEN) {
+            end_item(step, (*scan, replay.hook), seq, state)?;
+        }
+    }
+    Ok(())
+}
+
+/// Replays of the same Webhook that have not ended.
+fn others_of(step: &Step<'_>, replay: &Running) -> Result<Vec<i64>> {
+    step.tx
+        .prepare_cached("SELECT id FROM scan WHERE kind = 'replay' AND state < 3 AND hook = ?1 AND id <> ?2")?
+        .query_map((replay.hook, replay.id), |row| row.get(0))?
+        .collect()
 }
 
 fn has_items(step: &Step<'_>, scan: i64) -> Result<bool> {
@@ -207,7 +217,7 @@ fn reopen_some(step: &mut Step<'_>, pins: &mut Pins, replay: &mut Running) -> Re
         .collect::<Result<_>>()?;
     let mut opened = if items.len() < room { replay.cursor } else { replay.opened };
     let (mut reopened, mut first) = (0, None);
-    let subs = present_subs(step.tx, replay.hook)?;
+    let (subs, others) = (present_subs(step.tx, replay.hook)?, others_of(step, replay)?);
     for &seq in &items {
         if is_unrouted(step.tx, seq)? {
             // Its fan-out comes first and decides whether there is a Delivery.
@@ -215,7 +225,12 @@ fn reopen_some(step: &mut Step<'_>, pins: &mut Pins, replay: &mut Running) -> Re
             break;
         }
         opened = opened.max(seq + 1);
-        let state = reopen(step, pins, replay, &subs, seq)?;
+        let state = if is_pending(step.tx, replay.hook, seq)? {
+            Some(item::PENDING)
+        } else {
+            end_for_others(step, replay, &others, seq)?;
+            reopen(step, pins, replay, &subs, seq)?
+        };
         set_item(step, replay.id, seq, state)?;
         if state == Some(item::REOPENED) {
             first = first.or(Some(seq));
@@ -248,14 +263,10 @@ fn set_item(step: &Step<'_>, scan: i64, seq: i64, state: Option<i64>) -> Result<
     Ok(())
 }
 
-/// Re-opens a Delivery: the same one, with no attempt used up. The new state of
+/// Re-opens a Delivery that is not pending: the same one, with no attempt used up. The new state of
 /// its item; none if there is nothing to open any more.
 fn reopen(step: &mut Step<'_>, pins: &mut Pins, replay: &Running, subs: &[i64], seq: i64) -> Result<Option<i64>> {
     let hook = replay.hook;
-    if is_pending(step.tx, hook, seq)? {
-        return Ok(Some(item::PENDING));
-    }
-    end_for_others(step, replay, seq)?;
     let since = Some(step.now.0);
     let dead = step
         .tx

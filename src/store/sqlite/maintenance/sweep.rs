@@ -6,11 +6,10 @@ use rusqlite::{Connection, OptionalExtension, Result};
 
 use super::{
     super::{
-        accept::DEDUP_BUCKET_MS,
         effects::{BUCKET_SHIFT, STEP_ROWS_MAX, Step},
+        recent,
     },
     place::bucket_of_seq,
-    retention::milliseconds,
 };
 
 /// How long the record of a Replay is kept, in milliseconds: 90 d.
@@ -167,7 +166,7 @@ pub(super) fn clear_bucket(step: &mut Step<'_>, bucket: i64, mut room: usize) ->
 /// Forgets publishers' ids whose window is over, and records of Replays. True if
 /// there was something.
 pub(super) fn forget(step: &Step<'_>) -> Result<bool> {
-    let window_over = step.now.0.saturating_sub(milliseconds(step.limits.deduplication)) / DEDUP_BUCKET_MS;
+    let window_over = recent::first_bucket(step.now, step.limits.deduplication);
     let ids = step
         .tx
         .prepare_cached(
