@@ -18,6 +18,7 @@ mod accept;
 mod backup;
 mod checkpoint;
 mod effects;
+mod filters;
 mod history;
 mod maintenance;
 mod metrics;
@@ -63,6 +64,7 @@ pub use verify::{Problem, Verification, verify};
 
 use self::{
     checkpoint::Checkpointer,
+    filters::Filters,
     open::{Database, Opened},
     queue::{Ask, Command},
     readers::Readers,
@@ -253,7 +255,7 @@ impl Loaded {
             ledger: Ledger::load(db)?,
             room: Room::load(db, usage.clone(), limits)?,
             usage,
-            ids: RecentIds::load(db, recent::ROUND_IDS)?,
+            ids: RecentIds::load(db, recent::ROUND_IDS, Filters::new(filters::FILTERS_BYTES_MAX))?,
             first_buckets: first_buckets.collect::<rusqlite::Result<_>>()?,
         })
     }

@@ -17,7 +17,10 @@ use std::{
 
 use rusqlite::{Connection, Result};
 
-use super::rows::{self, DIGEST_BYTES, DedupKey, KEY_BYTES, part};
+use super::{
+    filters::Filters,
+    rows::{self, DIGEST_BYTES, DedupKey, KEY_BYTES, part},
+};
 use crate::event::{Pos, StoreTime};
 
 /// Milliseconds of a bucket of publishers' ids.
@@ -62,8 +65,10 @@ pub(super) struct RecentIds {
     round_mark: i64,
     /// Everything of a round is written: the log up to here is to be removed.
     removes_to: Option<i64>,
-    /// Buckets of `dedup` that have rows, or had.
+    /// Buckets of `dedup` that have rows, or had, and may be asked.
     buckets: BTreeSet<i64>,
+    /// What is not in them.
+    filters: Filters,
     under_way: UnderWay,
 }
 
@@ -80,7 +85,7 @@ struct UnderWay {
 
 impl RecentIds {
     /// Reads the log. `round_ids` begin a round: [`ROUND_IDS`].
-    pub(super) fn load(db: &Connection, round_ids: usize) -> Result<Self> {
+    pub(super) fn load(db: &Connection, round_ids: usize, filters: Filters) -> Result<Self> {
         let mut ids = HashMap::new();
         let (mut mark, mut first_bucket) = (0, None);
         let mut select = db.prepare("SELECT id, bucket, ids FROM dedup_log ORDER BY id")?;
@@ -108,6 +113,7 @@ impl RecentIds {
             round_mark: 0,
             removes_to: None,
             buckets,
+            filters,
             under_way: UnderWay::default(),
         })
     }
@@ -119,7 +125,7 @@ impl RecentIds {
             return Ok(Some(*recent));
         }
         let mut select = db.prepare_cached("SELECT seq, digest FROM dedup WHERE bucket = ?1 AND h = ?2")?;
-        for &bucket in self.buckets.range(first..).rev() {
+        for &bucket in self.buckets.range(first..).rev().filter(|bucket| self.filters.may_have(**bucket, key)) {
             let mut rows = select.query((bucket, key))?;
             if let Some(row) = rows.next()? {
                 return Ok(Some(Remembered { bucket, pos: rows::pos_of(row.get(0)?), digest: row.get(1)? }));
@@ -169,9 +175,11 @@ impl RecentIds {
 
     /// A part of a round, which begins if it is time. To be called before a
     /// transaction adds ids: what a round removes from the log is what was durable
-    /// when it began.
-    pub(super) fn upkeep(&mut self, db: &Connection, now: StoreTime) -> Result<()> {
+    /// when it began. Buckets before `first` are asked no more.
+    pub(super) fn upkeep(&mut self, db: &Connection, now: StoreTime, first: i64) -> Result<()> {
         debug_assert!(self.under_way.added.is_empty());
+        self.buckets = self.buckets.split_off(&first);
+        self.filters.forget_before(first);
         if self.round.is_empty() && self.removes_to.is_none() {
             self.begin(now);
         }
@@ -202,7 +210,11 @@ impl RecentIds {
             // It is there: what a round has is durable, and leaves memory with it.
             let Some(Remembered { bucket, pos, digest }) = self.ids.get(&key) else { continue };
             insert.execute((bucket, &key, rows::seq_of(*pos), digest))?;
-            self.buckets.insert(*bucket);
+            if self.buckets.insert(*bucket) {
+                self.filters.begin(*bucket);
+            }
+            // Should this be rolled back, it is looked up in vain.
+            self.filters.add(*bucket, &key);
             self.under_way.written.push((key, *bucket, *pos));
         }
         Ok(())
@@ -278,6 +290,11 @@ mod tests {
         db
     }
 
+    /// With room for the filters of two buckets.
+    fn load(db: &Connection, round_ids: usize) -> RecentIds {
+        RecentIds::load(db, round_ids, Filters::new(4 * 1024)).unwrap()
+    }
+
     fn count(db: &Connection, table: &str) -> i64 {
         db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
     }
@@ -300,14 +317,14 @@ mod tests {
     }
 
     fn upkeep(ids: &mut RecentIds, db: &Connection, bucket: i64) {
-        ids.upkeep(db, at(bucket)).unwrap();
+        ids.upkeep(db, at(bucket), bucket - 2).unwrap();
         ids.committed();
     }
 
     #[test]
     fn once_they_are_many_all_are_written_and_the_log_is_removed() {
         let db = database();
-        let mut ids = RecentIds::load(&db, 600).unwrap();
+        let mut ids = load(&db, 600);
         for n in 1..600 {
             add(&mut ids, &db, n, 5, n.into());
         }
@@ -357,7 +374,7 @@ mod tests {
         #[test]
         fn what_is_committed_is_known_whatever_happens(steps in steps()) {
             let db = database();
-            let mut ids = RecentIds::load(&db, LIMIT).unwrap();
+            let mut ids = load(&db, LIMIT);
             let mut model: HashMap<u16, (i64, u64)> = HashMap::new();
             let (mut bucket, mut pos) = (100, 0);
             for step in steps {
@@ -366,7 +383,7 @@ mod tests {
                 let is_kept = match step {
                     Step::Add { ids: numbers, has_upkeep, is_kept } => {
                         if has_upkeep {
-                            ids.upkeep(&db, at(bucket)).unwrap();
+                            ids.upkeep(&db, at(bucket), bucket - 2).unwrap();
                         }
                         for n in numbers {
                             // Given again, if the window of two buckets is over.
@@ -380,7 +397,7 @@ mod tests {
                         is_kept
                     }
                     Step::Upkeep { is_kept } => {
-                        ids.upkeep(&db, at(bucket)).unwrap();
+                        ids.upkeep(&db, at(bucket), bucket - 2).unwrap();
                         is_kept
                     }
                     Step::Buckets(passed) => {
@@ -388,7 +405,7 @@ mod tests {
                         true
                     }
                     Step::Crash => {
-                        ids = RecentIds::load(&db, LIMIT).unwrap();
+                        ids = load(&db, LIMIT);
                         true
                     }
                 };

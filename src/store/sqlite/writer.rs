@@ -33,7 +33,7 @@ use super::{
     open::set_meta,
     outcomes::{Record, Successes},
     queue::{Batch, Command, Queue, Reply, Taking, Work, closed},
-    recent::RecentIds,
+    recent::{self, RecentIds},
     register::{self, Registrar},
     rows::{self, Epochs},
     slack::Slack,
@@ -308,7 +308,8 @@ impl Writer {
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         if has_upkeep {
             self.ledger.write_rows(&self.db, now, self.state.next)?;
-            self.state.ids.upkeep(&self.db, now)?;
+            let first = recent::first_bucket(now, self.state.limits.deduplication);
+            self.state.ids.upkeep(&self.db, now, first)?;
             if self.due <= now {
                 self.maintain(now, is_awaited, effects)?;
             }
