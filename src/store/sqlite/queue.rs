@@ -26,6 +26,9 @@ const OUTCOMES_WAIT: Duration = Duration::from_millis(10);
 /// How long batches wait at most for others to share a transaction with: its sync
 /// and the pages that it writes whatever is in it.
 const BATCHES_WAIT_MAX: Duration = Duration::from_millis(5);
+/// Batches in a transaction after which the next ones wait as long as it took.
+/// After fewer they wait less: when little comes, time is all that waiting saves.
+const BATCHES_SHARED: u32 = 16;
 /// When a publisher shall try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Bytes that an event takes beside its data, roughly.
@@ -161,12 +164,14 @@ pub(super) struct Queue {
 }
 
 /// How the one writer takes what waits: after a transaction of batches it rests
-/// as long as that took, so that the dearer transactions are (a slow disk, many
+/// as long as that took (less after few), so that the dearer transactions are (a slow disk, many
 /// Webhooks), the more share one. After a pause nobody waits.
 #[derive(Default)]
 pub(super) struct Taking {
     /// When batches were taken, if they were the last thing.
     batches_at: Option<Instant>,
+    /// How many they were.
+    batches: u32,
     rests_until: Option<Instant>,
 }
 
@@ -308,7 +313,8 @@ impl Queue {
                 let pause = if waiting.has_only_batches(most) { taking.pause(now) } else { Duration::ZERO };
                 if pause.is_zero() {
                     let work = waiting.take(most);
-                    taking.batches_at = (!work.batches.is_empty()).then_some(now);
+                    taking.batches = u32::try_from(work.batches.len()).unwrap_or(u32::MAX);
+                    taking.batches_at = (taking.batches > 0).then_some(now);
                     return work;
                 }
                 // Asleep without the lock and out of reach of `wake`: whoever comes
@@ -360,8 +366,8 @@ impl Queue {
 impl Taking {
     /// The last transaction is over.
     fn rest(&mut self, now: Instant) {
-        let took = self.batches_at.take().map(|at| now.saturating_duration_since(at));
-        self.rests_until = took.map(|took| now + took.min(BATCHES_WAIT_MAX));
+        let took = self.batches_at.take().map(|at| now.saturating_duration_since(at).min(BATCHES_WAIT_MAX));
+        self.rests_until = took.map(|took| now + took * self.batches.min(BATCHES_SHARED) / BATCHES_SHARED);
     }
 
     /// How long the next batches wait for others to go with.
@@ -449,19 +455,22 @@ mod tests {
 
     #[test]
     fn after_a_transaction_of_batches_the_next_ones_wait_as_long_as_it_took_at_most_the_limit() {
-        let check = |took: Duration, expected: Duration| {
+        let check = |batches: u32, took: Duration, expected: Duration| {
             let begin = clock::monotonic();
-            let mut taking = Taking { batches_at: Some(begin), ..Taking::default() };
+            let mut taking = Taking { batches_at: Some(begin), batches, ..Taking::default() };
             let end = begin + took;
             taking.rest(end);
-            assert_eq!(taking.pause(end), expected, "a transaction of {took:?}");
+            assert_eq!(taking.pause(end), expected, "a transaction of {batches} batches and {took:?}");
             assert_eq!(taking.pause(end + expected), Duration::ZERO, "after {expected:?}");
             taking.rest(end);
             assert_eq!(taking.pause(end), Duration::ZERO, "one without batches, after {took:?}");
         };
-        check(Duration::from_micros(300), Duration::from_micros(300));
-        check(BATCHES_WAIT_MAX, BATCHES_WAIT_MAX);
-        check(Duration::from_secs(1), BATCHES_WAIT_MAX);
+        check(BATCHES_SHARED, Duration::from_micros(300), Duration::from_micros(300));
+        check(BATCHES_SHARED * 9, Duration::from_micros(300), Duration::from_micros(300));
+        check(BATCHES_SHARED, BATCHES_WAIT_MAX, BATCHES_WAIT_MAX);
+        check(BATCHES_SHARED, Duration::from_secs(1), BATCHES_WAIT_MAX);
+        check(BATCHES_SHARED / 4, Duration::from_secs(1), BATCHES_WAIT_MAX / 4);
+        check(1, Duration::from_micros(320), Duration::from_micros(20));
         assert_eq!(Taking::default().pause(clock::monotonic()), Duration::ZERO);
     }
 
@@ -470,7 +479,8 @@ mod tests {
         let queue = Queue::default();
         drop(queue.accept(Vec::new(), false).unwrap());
         let begin = clock::monotonic();
-        let mut taking = Taking { batches_at: begin.checked_sub(BATCHES_WAIT_MAX), ..Taking::default() };
+        let mut taking =
+            Taking { batches_at: begin.checked_sub(BATCHES_WAIT_MAX), batches: BATCHES_SHARED, ..Taking::default() };
         let most = TransactionMost { outcomes: 1, batch_bytes: 1_000_000, steps: 1 };
         assert_eq!(queue.take(&mut taking, Duration::ZERO, most).batches.len(), 1);
         assert!(clock::monotonic() - begin >= BATCHES_WAIT_MAX);

@@ -26,8 +26,9 @@ use crate::{
     store::{HookId, News, OrderKey, RouteKey, StoredEvent, SubId, Target},
 };
 
-/// Events that one step of a scan reads at most.
-pub(super) const SCAN_READS_MAX: usize = 1_024;
+/// Events that one step of a scan reads at most: a fraction of a millisecond, which
+/// publishers wait. As many steps follow as there is time for.
+pub(super) const SCAN_READS_MAX: usize = 128;
 /// Deliveries that one step of fan-outs writes at most: publishers wait for the
 /// whole step, and each transaction has time for one.
 pub(super) const FAN_ROWS_MAX: usize = 16;
