@@ -36,14 +36,14 @@ pub(super) const IN_FLIGHT_MAX: usize = 1_024;
 pub(super) const SUSPECTS_MAX: usize = 256;
 /// Outcomes that are not durable, at most: beyond it no attempt is started.
 pub(super) const UNRECORDED_MAX: usize = 16_384;
-/// Bytes of events in memory that wait for their turn: 32 MiB.
-pub(super) const CACHED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of events in memory that wait for their turn: 16 MiB.
+pub(super) const CACHED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Rows of one hook in memory.
 pub(super) const WINDOW_ROWS: usize = 1_024;
 /// The same while many rows are in memory in all.
-pub(super) const WINDOW_ROWS_CROWDED: usize = 16;
+pub(super) const WINDOW_ROWS_CROWDED: usize = 8;
 /// From here on it is crowded.
-pub(super) const ROWS_CROWDED: usize = 128 * 1_024;
+pub(super) const ROWS_CROWDED: usize = 32 * 1_024;
 /// Both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Now {

@@ -51,9 +51,9 @@ const LOCK_FILE: &str = "store.lock";
 /// Bytes of a page.
 pub(super) const PAGE_BYTES: u64 = 8192;
 /// KiB of page cache of the writer.
-const WRITER_CACHE_KIB: u32 = 32 * 1024;
+const WRITER_CACHE_KIB: u32 = 8 * 1024;
 /// KiB of page cache of a reader.
-const READER_CACHE_KIB: u32 = 4 * 1024;
+const READER_CACHE_KIB: u32 = 2 * 1024;
 /// Bytes that the write-ahead log keeps on disk after it was emptied.
 const WAL_KEPT_BYTES: u64 = 64 * 1024 * 1024;
 /// Prepared statements that a connection keeps.
