@@ -28,8 +28,10 @@ pub(super) struct PodHooks {
 
 #[derive(Default)]
 struct Names {
-    by_id: HashMap<HookId, HookInfo>,
-    by_name: HashMap<(Arc<str>, Arc<str>), HookId>,
+    /// Boxed, since a third of the places of a hash table is empty.
+    by_id: HashMap<HookId, Box<HookInfo>>,
+    /// By namespace and name.
+    by_name: HashMap<Arc<str>, HashMap<Arc<str>, HookId>>,
 }
 
 impl PodHooks {
@@ -59,7 +61,7 @@ impl PodHooks {
 
     fn note(&self, view: &HookView) {
         let Some(webhook) = &view.webhook else { return };
-        let uid = self.index.read(|index| index.namespace_uid(&view.namespace).map(Arc::from));
+        let uid = self.index.read(|index| index.namespace_uid(&view.namespace).cloned());
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
         let known = names.by_id.get(&view.id).map(|info| Arc::clone(&info.namespace_uid));
         names.put(HookInfo {
@@ -75,8 +77,23 @@ impl PodHooks {
 
 impl Names {
     fn put(&mut self, info: HookInfo) {
-        self.by_name.insert((Arc::clone(&info.namespace), Arc::clone(&info.name)), info.id);
-        self.by_id.insert(info.id, info);
+        let namespace = self.by_name.entry(Arc::clone(&info.namespace)).or_default();
+        namespace.insert(Arc::clone(&info.name), info.id);
+        self.by_id.insert(info.id, Box::new(info));
+    }
+
+    fn remove(&mut self, hook: HookId) -> Option<Box<HookInfo>> {
+        let gone = self.by_id.remove(&hook)?;
+        if let Some(namespace) = self.by_name.get_mut(&gone.namespace) {
+            // A namesake in a namespace made anew has another number.
+            if namespace.get(&gone.name) == Some(&hook) {
+                namespace.remove(&gone.name);
+            }
+            if namespace.is_empty() {
+                self.by_name.remove(&gone.namespace);
+            }
+        }
+        Some(gone)
     }
 }
 
@@ -91,18 +108,7 @@ impl Hooks for PodHooks {
     }
 
     fn remove_hook(&self, hook: HookId) {
-        let gone = {
-            let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-            let gone = names.by_id.remove(&hook);
-            if let Some(info) = &gone {
-                let key = (Arc::clone(&info.namespace), Arc::clone(&info.name));
-                // A namesake in a namespace made anew has another number.
-                if names.by_name.get(&key) == Some(&hook) {
-                    names.by_name.remove(&key);
-                }
-            }
-            gone
-        };
+        let gone = self.names.write().unwrap_or_else(PoisonError::into_inner).remove(hook);
         if let Some(info) = gone {
             self.secrets.forget(&info.namespace, &info.uid);
         }
@@ -112,12 +118,12 @@ impl Hooks for PodHooks {
 
 impl Directory for PodHooks {
     fn hook(&self, id: HookId) -> Option<HookInfo> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&id).cloned()
+        self.names.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&id).map(|info| (**info).clone())
     }
 
     fn find(&self, namespace: &str, name: &str) -> Option<HookInfo> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        let id = names.by_name.get(&(Arc::from(namespace), Arc::from(name)))?;
-        names.by_id.get(id).cloned()
+        let id = names.by_name.get(namespace)?.get(name)?;
+        names.by_id.get(id).map(|info| (**info).clone())
     }
 }

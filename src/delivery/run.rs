@@ -265,7 +265,7 @@ impl Base {
         );
         tasks.spawn(keeper.run());
         let index = Arc::clone(&self.index);
-        let uid = move |namespace: &str| index.read(|index| index.namespace_uid(namespace).map(ToOwned::to_owned));
+        let uid = move |namespace: &str| index.read(|index| index.namespace_uid(namespace).map(|uid| uid.to_string()));
         tasks.spawn(ReplayRunner::new(Arc::clone(&partition), directory, self.client.clone(), cards, uid).run());
         let (follower, counted, told) = (board.clone(), Arc::clone(&partition), handle.clone());
         tasks.spawn(async move { follower.follow(counted, told).await });

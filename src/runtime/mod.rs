@@ -6,6 +6,7 @@ pub mod connections;
 pub mod health;
 pub mod logging;
 pub mod metrics;
+pub(crate) mod pack;
 pub mod problem;
 pub mod reachability;
 pub mod secret;

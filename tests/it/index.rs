@@ -151,7 +151,7 @@ fn objects_of_a_namespace_come_and_go_with_its_pool() {
     assert!(content(&index).is_empty(), "no label means the pool default");
     index.apply_namespace("shop", "ns-1", Some("fast"));
     assert_eq!(content(&index)[0].generation, Some(3));
-    assert_eq!(index.namespace_uid("shop"), Some("ns-1"));
+    assert_eq!(index.namespace_uid("shop").map(|uid| &**uid), Some("ns-1"));
     index.apply_namespace("shop", "ns-1", Some("slow"));
     assert!(content(&index).is_empty());
     index.apply_namespace("shop", "ns-1", Some("fast"));

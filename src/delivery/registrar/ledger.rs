@@ -14,6 +14,7 @@ use crate::{
     dispatch::HookView,
     policy::delivery::DeliverySettings,
     routing::index::{Change, Home, Index, Object, Seen, WebhookEntry},
+    runtime::pack::pack,
     store::{HookId, HookNotes, Known, KnownHook, KnownNamespace},
 };
 
@@ -53,7 +54,7 @@ pub(super) struct HookRecord {
     settings: Option<Arc<DeliverySettings>>,
     reload: Option<Box<str>>,
     /// What the store remembers; counts when the dispatcher is told the first time.
-    notes: HookNotes,
+    notes: Option<Box<HookNotes>>,
     is_moved: bool,
     /// The dispatcher was told of it.
     is_shown: bool,
@@ -120,6 +121,11 @@ impl Ledger {
         self.namespaces.get(namespace_uid)?.hooks.get(name)
     }
 
+    /// The one copy of the name of a Webhook that is in the store.
+    pub(super) fn hook_name(&self, namespace_uid: &str, name: &str) -> Option<&Arc<str>> {
+        Some(self.namespaces.get(namespace_uid)?.hooks.get_key_value(name)?.0)
+    }
+
     pub(super) fn sub(&self, namespace_uid: &str, name: &str) -> Option<&SubRecord> {
         self.namespaces.get(namespace_uid)?.subs.get(name)
     }
@@ -154,7 +160,7 @@ impl Ledger {
             is_ordered,
             settings: None,
             reload: None,
-            notes: HookNotes::default(),
+            notes: None,
             is_moved,
             is_shown: false,
             empty_looks: 0,
@@ -210,6 +216,14 @@ impl Ledger {
         changes
     }
 
+    /// Gives back room that a first listing left.
+    pub(super) fn pack(&mut self) {
+        for namespace in self.namespaces.values_mut() {
+            pack(&mut namespace.hooks);
+            pack(&mut namespace.subs);
+        }
+    }
+
     /// Whether hooks of namespaces that moved still send what they owe.
     pub(super) fn drains(&self) -> bool {
         self.namespaces.values().flat_map(|namespace| namespace.hooks.values()).any(HookRecord::drains)
@@ -224,7 +238,7 @@ impl Ledger {
             record.empty_looks = if *pending == 0 { record.empty_looks + 1 } else { 0 };
             if !record.drains() {
                 record.is_shown = false;
-                record.notes = notes.clone();
+                record.notes = to_notes(notes);
                 actions.push(HookAction::Remove(record.id));
             }
         }
@@ -261,6 +275,11 @@ impl Namespace {
     }
 }
 
+/// Nearly no Webhook has any.
+fn to_notes(notes: &HookNotes) -> Option<Box<HookNotes>> {
+    (*notes != HookNotes::default()).then(|| Box::new(notes.clone()))
+}
+
 impl HookRecord {
     const EMPTY: Self = Self {
         id: HookId(0),
@@ -268,7 +287,7 @@ impl HookRecord {
         is_ordered: false,
         settings: None,
         reload: None,
-        notes: HookNotes { circuit: None, withdrawn: None, held_until: None },
+        notes: None,
         is_moved: false,
         is_shown: false,
         empty_looks: 0,
@@ -279,7 +298,7 @@ impl HookRecord {
             id: known.id,
             max_age_ms: known.hook.max_age_ms,
             is_ordered: known.hook.is_ordered,
-            notes: known.notes.clone(),
+            notes: to_notes(&known.notes),
             ..Self::EMPTY
         }
     }
@@ -308,7 +327,7 @@ impl HookRecord {
             namespace: Arc::clone(namespace),
             webhook: entry,
             settings,
-            notes: self.notes.clone(),
+            notes: self.notes.as_deref().cloned().unwrap_or_default(),
             has_backlog: has_backlog && !was_shown,
         };
         let reload = is_reloaded.then_some(HookAction::Reload(self.id));

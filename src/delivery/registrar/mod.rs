@@ -91,7 +91,7 @@ impl Registrar {
     pub async fn run(mut self) -> Result<(), StoreError> {
         let mut ledger = self.restore().await?;
         let mut marks = self.index.marks();
-        let mut is_compared = false;
+        let (mut is_compared, mut is_told) = (false, false);
         let mut looks = tokio::time::interval(DRAIN_LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -107,8 +107,10 @@ impl Registrar {
             }
             let is_idle = changes.is_empty();
             self.record(&mut ledger, changes).await?;
-            if is_complete && is_compared {
+            if is_complete && is_compared && !is_told {
                 self.index.update(Index::acknowledge_complete);
+                ledger.pack();
+                is_told = true;
             }
             if is_idle {
                 self.wait(&mut ledger, &mut marks, &mut looks).await?;

@@ -264,10 +264,8 @@ impl Planner<'_> {
         // What is known keeps what it has, and the store ignores `from`.
         let from = if known.is_some() { Some(From::Time(entry.created)) } else { self.from(&object.namespace, entry) };
         let name = Arc::clone(&object.name);
-        match from.filter(|_| self.is_hook_known(namespace_uid, &entry.webhook)) {
-            Some(from) => {
-                let webhook = known.filter(|known| *known.webhook == *entry.webhook).map(|known| known.webhook);
-                let webhook = webhook.unwrap_or_else(|| (&*entry.webhook).into());
+        match from.zip(self.known_hook(namespace_uid, &entry.webhook)) {
+            Some((from, webhook)) => {
                 let record = SubRecord { uid: Arc::clone(&entry.uid), webhook, created: entry.created };
                 let document = document::of_subscription(entry, Standing::Served);
                 self.sub(namespace_uid, record, &name, from, document);
@@ -298,9 +296,11 @@ impl Planner<'_> {
         }
     }
 
-    fn is_hook_known(&self, namespace_uid: &Arc<str>, name: &str) -> bool {
-        let planned = self.hooks.get(&(Arc::clone(namespace_uid), name.into()));
-        planned.copied().unwrap_or_else(|| self.ledger.hook(namespace_uid, name).is_some())
+    fn known_hook(&self, namespace_uid: &Arc<str>, name: &str) -> Option<Arc<str>> {
+        match self.hooks.get_key_value(&(Arc::clone(namespace_uid), name.into())) {
+            Some(((_, name), is_there)) => is_there.then(|| Arc::clone(name)),
+            None => self.ledger.hook_name(namespace_uid, name).cloned(),
+        }
     }
 
     /// Another document for a Subscription that the store has.

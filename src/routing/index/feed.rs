@@ -15,7 +15,10 @@ use std::{
     sync::Arc,
 };
 
-use crate::wire::index_feed::{FeedEntry, FeedKind, FeedPage, FeedQuery, PAGE_ENTRIES_MAX};
+use crate::{
+    runtime::pack::pack,
+    wire::index_feed::{FeedEntry, FeedKind, FeedPage, FeedQuery, PAGE_ENTRIES_MAX},
+};
 
 /// Deletions that are remembered at most; some 2 MiB.
 pub const TOMBSTONES_MAX: usize = 10_000;
@@ -41,7 +44,7 @@ pub(super) enum State {
 
 #[derive(Clone, Debug)]
 struct Change {
-    key: ObjectKey,
+    key: Arc<ObjectKey>,
     uid: Arc<str>,
     state: State,
 }
@@ -53,7 +56,7 @@ pub(super) struct Feed {
     /// Of the last change.
     revision: u64,
     changes: BTreeMap<u64, Change>,
-    newest: HashMap<ObjectKey, u64>,
+    newest: HashMap<Arc<ObjectKey>, u64>,
     /// Revisions of the tombstones among the changes.
     tombstones: BTreeSet<u64>,
     /// Tombstones up to this revision may have been forgotten; every change that
@@ -84,7 +87,10 @@ impl Feed {
     /// Notes the newest state of an object.
     pub(super) fn record(&mut self, key: ObjectKey, uid: Arc<str>, state: State) {
         self.bump();
-        if let Some(old) = self.newest.insert(key.clone(), self.revision) {
+        // The key that is known already, so that there is one copy of it.
+        let known = self.newest.get_key_value(&key).map(|(known, _)| Arc::clone(known));
+        let key = known.unwrap_or_else(|| key.into());
+        if let Some(old) = self.newest.insert(Arc::clone(&key), self.revision) {
             self.changes.remove(&old);
             self.tombstones.remove(&old);
         }
@@ -108,6 +114,11 @@ impl Feed {
         self.revision += 1;
     }
 
+    /// Gives back room that changes in a row left; for the end of a first listing.
+    pub(super) fn pack(&mut self) {
+        pack(&mut self.changes);
+    }
+
     fn forget_tombstones(&mut self) {
         let Some(&last) = self.tombstones.iter().nth(TOMBSTONES_MAX / 2) else { return };
         self.forgotten = last;
@@ -118,7 +129,7 @@ impl Feed {
                 self.newest.remove(&change.key);
             } else {
                 self.bump();
-                self.newest.insert(change.key.clone(), self.revision);
+                self.newest.insert(Arc::clone(&change.key), self.revision);
                 self.changes.insert(self.revision, change);
             }
         }

@@ -15,7 +15,7 @@ use super::{
     Index, NamespaceSlot, Slot, SubscriptionEntry, WebhookEntry,
     feed::{ObjectKey, State},
 };
-use crate::wire::index_feed::FeedKind;
+use crate::{runtime::pack::pack, wire::index_feed::FeedKind};
 
 /// What has to be recorded.
 #[derive(Debug, Default)]
@@ -236,6 +236,16 @@ impl Index {
         let Some(journal) = &mut self.journal else { return };
         if !std::mem::replace(&mut journal.told_synced, true) {
             self.feed.bump();
+            self.pack();
+        }
+    }
+
+    /// From now on objects come and go one by one.
+    fn pack(&mut self) {
+        self.feed.pack();
+        for slot in self.namespaces.values_mut() {
+            pack(&mut slot.webhooks);
+            pack(&mut slot.subscriptions);
         }
     }
 

@@ -73,9 +73,9 @@ impl Index {
     }
 
     /// UID of a namespace of this pool: the identity of its data.
-    pub fn namespace_uid(&self, namespace: &str) -> Option<&str> {
+    pub fn namespace_uid(&self, namespace: &str) -> Option<&Arc<str>> {
         let facts = self.namespaces.get(namespace)?.facts.as_ref()?;
-        facts.is_ours().then_some(&*facts.uid)
+        facts.is_ours().then_some(&facts.uid)
     }
 
     /// Whose namespace this is.

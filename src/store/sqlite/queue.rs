@@ -25,7 +25,7 @@ const TRANSACTION_BATCHES_MAX: usize = 1024;
 const OUTCOMES_WAIT: Duration = Duration::from_millis(10);
 /// How long batches wait at most for others to share a transaction with: its sync
 /// and the pages that it writes whatever is in it.
-const BATCHES_WAIT_MAX: Duration = Duration::from_millis(5);
+const BATCHES_WAIT_MAX: Duration = Duration::from_millis(2);
 /// Batches in a transaction after which the next ones wait as long as it took.
 /// After fewer they wait less: when little comes, time is all that waiting saves.
 const BATCHES_SHARED: u32 = 16;
